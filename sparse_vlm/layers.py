@@ -1,0 +1,139 @@
+"""The parts of a ViT block, with timm's parameter names so that inherited weights keep theirs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def quick_gelu(x: Tensor) -> Tensor:
+    """OpenAI CLIP's approximation of GELU, x * sigmoid(1.702 x)."""
+    return x * torch.sigmoid(1.702 * x)
+
+
+def gelu_tanh(x: Tensor) -> Tensor:
+    """GELU in its tanh approximation (SigLIP)."""
+    return F.gelu(x, approximate="tanh")
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "quick_gelu": quick_gelu,
+    "gelu_tanh": gelu_tanh,
+}
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention over tokens.
+
+    Args:
+        width: token width D.
+        heads: heads K, dividing D.
+        qkv_bias: bias on the packed query, key and value projection.
+    """
+
+    def __init__(self, width: int, heads: int, qkv_bias: bool = True) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width, bias=qkv_bias)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(B, N, D) to (B, N, D)."""
+        batch, count, width = tokens.shape
+        qkv = self.qkv(tokens).reshape(batch, count, 3, self.heads, width // self.heads)  # (B, N, 3, K, D/K)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (B, K, N, D/K)
+        mixed = F.scaled_dot_product_attention(query, key, value)
+        return self.proj(mixed.transpose(1, 2).reshape(batch, count, width))  # (B, N, D)
+
+
+class Mlp(nn.Module):
+    """Two linear layers with an activation between.
+
+    Args:
+        width: token width D.
+        hidden: hidden width.
+        activation: a key of :data:`ACTIVATIONS`.
+    """
+
+    def __init__(self, width: int, hidden: int, activation: str = "gelu") -> None:
+        super().__init__()
+        self.activation = ACTIVATIONS[activation]
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, width)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(B, N, D) to (B, N, D)."""
+        return self.fc2(self.activation(self.fc1(tokens)))
+
+
+class LayerScale(nn.Module):
+    """A learned factor per channel on a residual branch."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.ones(width))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(B, N, D) to (B, N, D)."""
+        return tokens * self.gamma
+
+
+class TransformerBlock(nn.Module):
+    """A pre-norm ViT block: attention, then MLP, each on a residual branch.
+
+    Args:
+        width: token width D.
+        heads: attention heads.
+        mlp_width: hidden width of the MLP.
+        activation: a key of :data:`ACTIVATIONS`.
+        norm_eps: epsilon of the layer norms.
+        qkv_bias: bias on query, key and value.
+        layer_scale: learned residual scales.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        mlp_width: int,
+        activation: str = "gelu",
+        norm_eps: float = 1e-5,
+        qkv_bias: bool = True,
+        layer_scale: bool = False,
+    ) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=norm_eps)
+        self.attn = Attention(width, heads, qkv_bias)
+        self.ls1 = LayerScale(width) if layer_scale else nn.Identity()
+        self.norm2 = nn.LayerNorm(width, eps=norm_eps)
+        self.mlp = Mlp(width, mlp_width, activation)
+        self.ls2 = LayerScale(width) if layer_scale else nn.Identity()
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(B, N, D) to (B, N, D)."""
+        tokens = tokens + self.ls1(self.attn(self.norm1(tokens)))
+        return tokens + self.ls2(self.mlp(self.norm2(tokens)))
+
+
+@torch.no_grad()
+def init_linear(linear: nn.Linear) -> None:
+    """Truncated normal of standard deviation 0.02, bias zero: what ViTs and SparseFormers start from."""
+    nn.init.trunc_normal_(linear.weight, std=0.02)
+    if linear.bias is not None:
+        nn.init.zeros_(linear.bias)
+
+
+def init_modules(module: nn.Module) -> None:
+    """Initialise every linear layer, layer norm and layer scale below ``module``."""
+    for child in module.modules():
+        if isinstance(child, nn.Linear):
+            init_linear(child)
+        elif isinstance(child, nn.LayerNorm):
+            nn.init.ones_(child.weight)
+            nn.init.zeros_(child.bias)
+        elif isinstance(child, LayerScale):
+            nn.init.ones_(child.gamma)

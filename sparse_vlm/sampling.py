@@ -1,0 +1,49 @@
+"""Reading a feature map at the tokens' sampling points."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class _ClampGradient(torch.autograd.Function):
+    """Identity whose gradient is clamped to ±limit."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, limit: float) -> Tensor:
+        ctx.limit = limit
+        return values.view_as(values)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0].clamp(-ctx.limit, ctx.limit), None
+
+
+def sample_features(
+    feature_map: Tensor, points_xy: Tensor, padding: str = "border", clip_gradients: bool = False
+) -> Tensor:
+    """Bilinear read-out of a feature map.
+
+    The arithmetic is fp32 throughout (see :mod:`sparse_vlm.rois`); the result has the map's dtype again.
+
+    Args:
+        feature_map: (B, C, H, W).
+        points_xy: (B, N, P, 2), fractions of the picture: (0, 0) is its upper left corner, (1, 1) its lower
+            right one, as in ``align_corners=False``.
+        padding: ``"border"`` or ``"zeros"``: what a point outside the picture reads.
+        clip_gradients: clamp the points' gradients to 1/H, one cell: beyond it the bilinear gradient says
+            nothing about the map.
+
+    Returns:
+        (B, N, P, C).
+    """
+    if clip_gradients:
+        points_xy = _ClampGradient.apply(points_xy, 1.0 / feature_map.shape[-2])
+    grid = points_xy.float() * 2.0 - 1.0
+    sampled = F.grid_sample(
+        feature_map.float(), grid, mode="bilinear", padding_mode=padding, align_corners=False
+    )  # (B, C, N, P)
+    return sampled.permute(0, 2, 3, 1).to(feature_map.dtype)  # (B, N, P, C)
