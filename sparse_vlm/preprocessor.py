@@ -1,8 +1,9 @@
 """`preprocessor_config.json`: an image transform in the fields of transformers' image processors.
 
-`CLIPImageProcessor.from_pretrained(encoder_directory, backend="pil")` then prepares pictures as the encoder's
-own transform does. Two differences are transformers' own: its centre crop starts one pixel earlier where the
-number of pixels to cut away is 3, 7, 11, ..., and it cannot cover a non-square size (see `is_exact`).
+`AutoImageProcessor.from_pretrained(encoder_directory, backend="pil")` then prepares pictures as the encoder's
+own transform does, bit for bit. Three differences are transformers' own: its centre crop starts one pixel
+earlier where the number of pixels to cut away is 3, 7, 11, ...; newer versions lay transparent pictures on
+white; and it cannot cover a non-square size (see `is_exact`).
 """
 
 from __future__ import annotations

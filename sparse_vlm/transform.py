@@ -250,6 +250,8 @@ def to_rgb(picture: Image.Image) -> Image.Image:
         return _deep_to_rgb(picture)
     if picture.mode == "P" and isinstance(picture.info.get("transparency"), bytes):
         picture = picture.convert("RGBA")  # the same colours; the direct way warns
+    elif picture.mode == "La":
+        picture = picture.convert("LA")  # Pillow has no direct way
     return picture.convert("RGB")
 
 
