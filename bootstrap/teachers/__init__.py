@@ -1,0 +1,1 @@
+"""Frozen vision transformers of three libraries behind one face."""
