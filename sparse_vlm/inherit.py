@@ -303,8 +303,8 @@ def _check_facts(config: SparseFormerConfig, activation: str, heads: int, norm_e
         ours = getattr(config, name)
         if ours != theirs:
             raise InheritanceError(
-                f"the ViT's {name} is {theirs!r}, the encoder's is {ours!r}: its weights would load without an "
-                f"error and compute the wrong thing; build the encoder with {name}={theirs!r}"
+                f"the ViT's {name} is {theirs!r}, the encoder's is {ours!r}: its weights would load without "
+                f"an error and compute the wrong thing; build the encoder with {name}={theirs!r}"
             )
 
 
