@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from .config import SparseFormerConfig
 from .layers import Attention, Mlp, init_linear, init_modules
 from .mixing import AdaptiveMixing
-from .rois import adjust_rois, build_initial_rois, encode_rois, place_points
+from .rois import adjust_rois, at_least_fp32, build_initial_rois, encode_rois, place_points
 from .sampling import sample_features
 
 
@@ -127,9 +127,9 @@ class FocusingStage(nn.Module):
         return _Look(tokens, rois, looked_rois, looked_points)
 
     def _place(self, tokens: Tensor, rois: Tensor) -> Tensor:
-        offsets = self.offset(self.offset_norm(tokens)).float()
+        offsets = at_least_fp32(self.offset(self.offset_norm(tokens)))
         offsets = offsets.unflatten(-1, (self.num_points, 2))  # (B, N, P, 2)
-        return place_points(rois, self.offset_bias.float() + offsets)
+        return place_points(rois, at_least_fp32(self.offset_bias) + offsets)
 
 
 class FocusingTransformer(nn.Module):
@@ -193,7 +193,7 @@ class FocusingTransformer(nn.Module):
                 f"{num_latents}; encoders with token_embedding='shared' can"
             )
         if self.initial_rois is not None and num_latents == self.num_latents:
-            rois = self.initial_rois.float()
+            rois = at_least_fp32(self.initial_rois)
         else:
             rois = build_initial_rois(num_latents, self.layout, device=self.token_embedding.device)
         return (

@@ -1,8 +1,8 @@
 """Region-of-interest geometry: where tokens start, move, and put their sampling points.
 
-Every function here works in fp32 whatever the model's precision, because in bf16 a coordinate near 1 has a
-resolution of 1/256 of the picture, coarser than a feature-map cell. Coordinates are fractions of the picture;
-RoIs are (x1, y1, x2, y2).
+Every function here works in fp32 (fp64 if given that) whatever the model's precision: in bf16 a coordinate
+near 1 has a resolution of 1/256 of the picture, a quarter of a feature-map cell at 224 pixels, and every step
+would add to the error. Coordinates are fractions of the picture; RoIs are (x1, y1, x2, y2).
 """
 
 from __future__ import annotations
@@ -11,6 +11,11 @@ import math
 
 import torch
 from torch import Tensor
+
+
+def at_least_fp32(values: Tensor) -> Tensor:
+    """Half precisions become fp32; fp32 and fp64 stay."""
+    return values if values.dtype == torch.float64 else values.float()
 
 
 def build_initial_rois(num_latents: int, layout: str, device: torch.device | str | None = None) -> Tensor:
@@ -54,7 +59,7 @@ def adjust_rois(rois_xyxy: Tensor, deltas: Tensor) -> Tensor:
     Returns:
         New RoIs, (B, N, 4), fp32.
     """
-    rois_xyxy, deltas = rois_xyxy.float(), deltas.float()
+    rois_xyxy, deltas = at_least_fp32(rois_xyxy), at_least_fp32(deltas)
     centre = (rois_xyxy[..., :2] + rois_xyxy[..., 2:]) * 0.5
     size = (rois_xyxy[..., 2:] - rois_xyxy[..., :2]).abs()
     centre = centre + deltas[..., :2] * size
@@ -76,7 +81,7 @@ def place_points(rois_xyxy: Tensor, offsets: Tensor, eps: float = 1e-5) -> Tenso
     Returns:
         Points in xy fractions, (B, N, P, 2), fp32.
     """
-    rois_xyxy, offsets = rois_xyxy.float(), offsets.float()
+    rois_xyxy, offsets = at_least_fp32(rois_xyxy), at_least_fp32(offsets)
     mean = offsets.mean(dim=-2, keepdim=True)
     spread = offsets.std(dim=-2, keepdim=True) + eps
     centre = (rois_xyxy[..., :2] + rois_xyxy[..., 2:]) * 0.5
@@ -98,8 +103,10 @@ def encode_rois(rois_xyxy: Tensor, width: int, temperature: float) -> Tensor:
     Returns:
         (B, N, width), fp32: for each coordinate its sines, then its cosines.
     """
-    rois_xyxy = rois_xyxy.detach().float()
-    frequencies = torch.linspace(0.0, math.log(temperature), width // 4, device=rois_xyxy.device).exp()
+    rois_xyxy = at_least_fp32(rois_xyxy.detach())
+    frequencies = torch.linspace(
+        0.0, math.log(temperature), width // 4, dtype=rois_xyxy.dtype, device=rois_xyxy.device
+    ).exp()
     angles = (rois_xyxy * math.pi).unsqueeze(-1) * frequencies  # (B, N, 4, width/4)
     code = torch.cat((angles[..., 0::2].sin(), angles[..., 1::2].cos()), dim=-1)  # (B, N, 4, width/4)
     return code.flatten(-2)  # (B, N, width)

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .rois import at_least_fp32
+
 
 class _ClampGradient(torch.autograd.Function):
     """Identity whose gradient is clamped to ±limit."""
@@ -27,7 +29,7 @@ def sample_features(
 ) -> Tensor:
     """Bilinear read-out of a feature map.
 
-    The arithmetic is fp32 throughout (see :mod:`sparse_vlm.rois`); the result has the map's dtype again.
+    The arithmetic is fp32 at least (see :mod:`sparse_vlm.rois`); the result has the map's dtype again.
 
     Args:
         feature_map: (B, C, H, W).
@@ -42,8 +44,9 @@ def sample_features(
     """
     if clip_gradients:
         points_xy = _ClampGradient.apply(points_xy, 1.0 / feature_map.shape[-2])
-    grid = points_xy.float() * 2.0 - 1.0
+    values = at_least_fp32(feature_map)
+    grid = points_xy.to(values.dtype) * 2.0 - 1.0
     sampled = F.grid_sample(
-        feature_map.float(), grid, mode="bilinear", padding_mode=padding, align_corners=False
+        values, grid, mode="bilinear", padding_mode=padding, align_corners=False
     )  # (B, C, N, P)
     return sampled.permute(0, 2, 3, 1).to(feature_map.dtype)  # (B, N, P, C)
