@@ -1,0 +1,275 @@
+"""Build a LLaVA from an encoder directory and a language model.
+
+``python -m llm_integration.assemble --encoder ENCODER_DIR --llm LLM_DIR --out OUT_DIR``
+
+The result is a plain transformers directory: ``AutoModelForImageTextToText`` and ``AutoProcessor`` read it once
+``llm_integration.hf`` is imported. Its projector is untrained.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
+
+from sparse_vlm import SparseFormer, load_encoder
+from sparse_vlm.atomic import atomic_directory
+from sparse_vlm.checkpoint import load_provenance
+
+from .fingerprint import hash_tensors
+from .hf import build_vision_model
+from .processor import build_processor
+from .templates import CHATML_TOKENS, IMAGE_MARK, TEMPLATES, build_template
+
+ASSEMBLY_FILE = "assembly.json"
+OWNED = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "*.py", "README.md", "LICENSE")
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def resolve_llm(name: str) -> tuple[str, bool]:
+    """Where a language model comes from: (path or hub name, whether only local files are to be used).
+
+    Raises:
+        ValueError: for a plain name that is not a directory, with both right spellings.
+    """
+    if name.startswith("hf:"):
+        return name.removeprefix("hf:"), False
+    if not (Path(name) / "config.json").is_file():
+        raise ValueError(
+            f"--llm {name}: there is no model directory of that name (a folder with config.json); for a model "
+            f"from the Hugging Face hub write --llm hf:{name}"
+        )
+    return name, True
+
+
+def load_llm(name: str, dtype: torch.dtype | None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a causal language model and its tokenizer.
+
+    Args:
+        name: a local directory, or ``hf:NAME``.
+        dtype: precision; None keeps the checkpoint's.
+    """
+    source, local = resolve_llm(name)
+    llm = AutoModelForCausalLM.from_pretrained(source, dtype=dtype or "auto", local_files_only=local)
+    return llm.eval(), AutoTokenizer.from_pretrained(source, local_files_only=local)
+
+
+def build_llava(
+    encoder: SparseFormer,
+    llm: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    num_tokens: int | None = None,
+    template: str | None = None,
+) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
+    """Put encoder, a fresh projector and language model together; the parts' weights are shared, not copied.
+
+    Args:
+        encoder: the vision encoder.
+        llm: any causal language model of transformers.
+        tokenizer: its tokenizer; the image token is added to it.
+        num_tokens: visual tokens per picture; by default the encoder's.
+        template: chat template: "own", "vicuna_v1", "chatml" or "plain"; by default the tokenizer's own where
+            it has one, and "vicuna_v1" otherwise.
+
+    Raises:
+        ValueError: if the parts do not fit each other.
+    """
+    template = template or ("own" if tokenizer.chat_template else "vicuna_v1")
+    jinja = build_template(template, tokenizer.chat_template)
+    probe = torch.arange(min(8, int(llm.get_input_embeddings().weight.shape[0])))[None]
+    with torch.no_grad():
+        before = llm(input_ids=probe).logits
+    added = [IMAGE_MARK, *(CHATML_TOKENS if template == "chatml" else ())]
+    image_token = add_tokens(llm, tokenizer, added)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
+
+    tower = build_vision_model(encoder, num_tokens, pooling_head=False)
+    text_config = llm.config.get_text_config()
+    config = LlavaConfig(
+        vision_config=tower.config,
+        text_config=text_config,
+        image_token_index=image_token,
+        image_seq_length=tower.config.num_tokens,
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="full",
+        tie_word_embeddings=bool(text_config.tie_word_embeddings),
+        pad_token_id=tokenizer.pad_token_id,
+        dtype=llm.dtype,
+    )
+    with torch.device("meta"):
+        model = LlavaForConditionalGeneration(config)
+    body = llm.base_model
+    if type(model.model.language_model) is not type(body):
+        raise ValueError(
+            f"transformers would build a {type(model.model.language_model).__name__} from this language model's "
+            f"configuration, but its body is a {type(body).__name__}; LLaVA cannot hold it"
+        )
+    model.model.vision_tower = tower.to(llm.dtype)
+    model.model.multi_modal_projector = build_projector(config).to(llm.dtype)
+    model.model.language_model = body
+    model.lm_head = llm.get_output_embeddings()
+    model.generation_config = build_generation_config(llm, tokenizer, image_token, template)
+    model.eval()
+    _check_unchanged(model, probe, before)
+    processor = build_processor(encoder.transform.config, tokenizer, tower.config.num_tokens, jinja)
+    return model, processor
+
+
+def build_projector(config: LlavaConfig) -> LlavaMultiModalProjector:
+    """A freshly initialised projector of the size that a configuration asks for."""
+    projector = LlavaMultiModalProjector(config)
+    std = getattr(config.text_config, "initializer_range", None) or 0.02
+    for linear in (projector.linear_1, projector.linear_2):
+        nn.init.normal_(linear.weight, std=std)
+        if linear.bias is not None:
+            nn.init.zeros_(linear.bias)
+    return projector
+
+
+@torch.no_grad()
+def add_tokens(llm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str]) -> int:
+    """Add special tokens, with the mean of all embeddings as theirs, and return the id of the first.
+
+    Rows that a language model keeps free behind its vocabulary are used before the tables grow.
+    """
+    vocabulary = tokenizer.get_vocab()
+    fresh = [token for token in tokens if token not in vocabulary]
+    known = len(tokenizer)
+    tokenizer.add_special_tokens({"additional_special_tokens": fresh}, replace_extra_special_tokens=False)
+    if len(tokenizer) > llm.get_input_embeddings().weight.shape[0]:
+        llm.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    tables = {id(t.weight): t.weight for t in (llm.get_input_embeddings(), llm.get_output_embeddings())}
+    ids = [int(tokenizer.convert_tokens_to_ids(token)) for token in fresh]
+    for table in tables.values():
+        mean = table[: min(known, table.shape[0])].float().mean(dim=0).to(table.dtype)
+        for index in ids:
+            table[index] = mean
+    return int(tokenizer.convert_tokens_to_ids(tokens[0]))
+
+
+def build_generation_config(
+    llm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, image_token: int, template: str
+) -> Any:
+    """The language model's own settings; it never writes an image token, and stops where the template does."""
+    settings = llm.generation_config
+    settings.suppress_tokens = sorted({*(settings.suppress_tokens or ()), image_token})
+    settings.pad_token_id = tokenizer.pad_token_id
+    ends = settings.eos_token_id if settings.eos_token_id is not None else tokenizer.eos_token_id
+    listed = list(ends) if isinstance(ends, (list, tuple)) else [ends] if ends is not None else []
+    if template == "chatml":
+        listed.append(int(tokenizer.convert_tokens_to_ids(CHATML_TOKENS[1])))
+    settings.eos_token_id = sorted(set(listed)) or None
+    return settings
+
+
+@torch.no_grad()
+def _check_unchanged(model: LlavaForConditionalGeneration, probe: Tensor, before: Tensor) -> None:
+    """Text alone must come out as the language model itself says it (some scale or cap their logits)."""
+    after = model(input_ids=probe.to(model.device)).logits[..., : before.shape[-1]]
+    tolerance = 1e-3 if before.dtype == torch.float32 else 3e-2
+    if torch.allclose(after, before, rtol=tolerance, atol=tolerance * float(before.abs().max())):
+        return
+    if torch.equal(after.argmax(-1), before.argmax(-1)):
+        print(
+            "warning: this language model rescales or caps its logits and LLaVA does not: greedy answers are the "
+            "same, sampled ones are drawn from a sharper distribution",
+            file=sys.stderr,
+        )
+        return
+    raise ValueError(
+        "inside LLaVA this language model gives other answers to plain text than by itself, so LLaVA does not "
+        f"fit it (type {model.config.text_config.model_type!r})"
+    )
+
+
+def save_llava(
+    model: LlavaForConditionalGeneration, processor: LlavaProcessor, out: Path, facts: dict[str, Any]
+) -> None:
+    """Write a plain LLaVA directory, atomically, with what is known about its parts in ``assembly.json``."""
+    tower = hash_tensors(model.model.vision_tower.state_dict())
+    with atomic_directory(out, owned=OWNED) as folder:
+        model.save_pretrained(folder)
+        processor.save_pretrained(folder)
+        text = json.dumps({**facts, "tower_sha256": tower}, indent=2) + "\n"
+        (folder / ASSEMBLY_FILE).write_text(text, encoding="utf-8")
+
+
+def assemble(
+    encoder_directory: Path,
+    llm_name: str,
+    out: Path,
+    num_tokens: int | None = None,
+    template: str | None = None,
+    dtype: torch.dtype | None = None,
+    seed: int = 0,
+) -> None:
+    """Read an encoder directory and a language model, and write a LLaVA directory.
+
+    Args:
+        encoder_directory: the encoder.
+        llm_name: a local directory, or ``hf:NAME``.
+        out: where to write.
+        num_tokens: visual tokens per picture; by default the encoder's.
+        template: see :func:`build_llava`.
+        dtype: precision of the whole; by default the language model's.
+        seed: of the projector's initial weights.
+    """
+    encoder = load_encoder(encoder_directory)
+    llm, tokenizer = load_llm(llm_name, dtype)
+    torch.manual_seed(seed)
+    model, processor = build_llava(encoder, llm, tokenizer, num_tokens, template)
+    facts = {
+        "encoder": str(Path(encoder_directory).resolve()),
+        "encoder_provenance": load_provenance(encoder_directory),
+        "llm": llm_name,
+        "num_tokens": model.config.image_seq_length,
+        "projector": f"initialised, not trained (seed {seed})",
+    }
+    save_llava(model, processor, out, facts)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m llm_integration.assemble", description=__doc__)
+    parser.add_argument("--encoder", type=Path, required=True, help="encoder directory")
+    parser.add_argument("--llm", required=True, help="directory of a causal language model, or hf:NAME")
+    parser.add_argument("--out", type=Path, required=True, help="LLaVA directory to write")
+    parser.add_argument("--num-tokens", type=int, help="visual tokens per picture (default: the encoder's)")
+    parser.add_argument("--template", choices=["own", *TEMPLATES], help="chat template")
+    parser.add_argument("--dtype", choices=list(DTYPES), help="precision (default: the language model's)")
+    parser.add_argument("--seed", type=int, default=0, help="of the projector's initial weights")
+    options = parser.parse_args(arguments)
+    try:
+        assemble(
+            options.encoder,
+            options.llm,
+            options.out,
+            options.num_tokens,
+            options.template,
+            DTYPES[options.dtype] if options.dtype else None,
+            options.seed,
+        )
+    except (ValueError, OSError) as error:
+        parser.exit(1, f"error: {error}\n")
+    print(f"wrote {options.out}: import llm_integration.hf, then AutoModelForImageTextToText reads it")
+
+
+if __name__ == "__main__":
+    main()

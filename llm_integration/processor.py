@@ -1,0 +1,71 @@
+"""The stock LLaVA processor, set so that a picture of any size becomes exactly N image tokens."""
+
+from __future__ import annotations
+
+from os import PathLike
+
+from transformers import AutoProcessor, CLIPImageProcessorPil, LlavaProcessor, PreTrainedTokenizerBase
+
+from sparse_vlm import TransformConfig
+from sparse_vlm.preprocessor import is_exact, to_preprocessor_dict
+
+from .templates import IMAGE_MARK
+
+# The processor counts patches along each edge; no picture has one patch of this many pixels.
+_NO_PATCHES = 1 << 20
+
+
+def build_processor(
+    transform: TransformConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    num_tokens: int,
+    chat_template: str,
+    drops_first: bool = False,
+) -> LlavaProcessor:
+    """A processor for an encoder and a tokenizer that already knows the image token.
+
+    Args:
+        transform: the encoder's image transform.
+        tokenizer: the language model's tokenizer.
+        num_tokens: tokens that the encoder makes of a picture.
+        chat_template: Jinja text.
+        drops_first: whether LLaVA drops the first of them (feature select strategy "default").
+
+    Raises:
+        ValueError: if transformers' image processors cannot follow the transform.
+    """
+    if not is_exact(transform):
+        raise ValueError(
+            f"the encoder's transform covers a picture of {transform.height} x {transform.width} pixels, which "
+            "transformers' image processors cannot do: they cover squares only"
+        )
+    fields = to_preprocessor_dict(transform)
+    del fields["image_processor_type"]
+    return LlavaProcessor(
+        image_processor=CLIPImageProcessorPil(**fields),
+        tokenizer=tokenizer,
+        patch_size=_NO_PATCHES,
+        num_additional_image_tokens=num_tokens,
+        vision_feature_select_strategy="default" if drops_first else "full",
+        image_token=IMAGE_MARK,
+        chat_template=chat_template,
+    )
+
+
+def load_processor(directory: str | PathLike[str]) -> LlavaProcessor:
+    """Read a model directory's processor, with the image backend whose bits equal the encoder's transform.
+
+    Raises:
+        ValueError: if the directory holds another kind of processor.
+    """
+    # transformers prefers torchvision where it is installed; its resizing differs by up to 0.015.
+    processor = AutoProcessor.from_pretrained(str(directory), backend="pil", local_files_only=True)
+    if not isinstance(processor, LlavaProcessor):
+        raise ValueError(f"{directory} holds a {type(processor).__name__}, expected a LlavaProcessor")
+    return processor
+
+
+def count_image_tokens(processor: LlavaProcessor) -> int:
+    """Image tokens the processor writes for a picture, whatever its size."""
+    dropped = int(processor.vision_feature_select_strategy == "default")
+    return int(processor.num_additional_image_tokens) - dropped

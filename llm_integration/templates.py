@@ -1,0 +1,91 @@
+"""Chat templates, in Jinja, as tokenizers and processors carry them.
+
+Every template is led by a few lines that turn messages made of parts (pictures and text) into messages made of
+text with ``<image>`` marks, so that templates written for text alone serve pictures too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+IMAGE_MARK = "<image>"
+
+_FLATTEN = """\
+{%- set ns = namespace(flat=[], text='') -%}
+{%- for message in messages -%}
+{%- if message['content'] is string -%}
+{%- set ns.text = message['content'] -%}
+{%- else -%}
+{%- set ns.text = '' -%}
+{%- for part in message['content'] -%}
+{%- if part['type'] == 'text' -%}{%- set ns.text = ns.text + part['text'] -%}
+{%- elif part['type'] in ['image', 'image_url'] -%}{%- set ns.text = ns.text + '<image>\\n' -%}
+{%- endif -%}
+{%- endfor -%}
+{%- endif -%}
+{%- set ns.flat = ns.flat + [{'role': message['role'], 'content': ns.text}] -%}
+{%- endfor -%}
+{%- set messages = ns.flat -%}
+"""
+
+# LLaVA 1.5's conversation format; the sentence is part of the format that its checkpoints were trained with.
+_VICUNA_V1 = """\
+{%- if messages and messages[0]['role'] == 'system' -%}
+{{- messages[0]['content'] + ' ' -}}
+{%- else -%}
+{{- "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, " -}}
+{{- "detailed, and polite answers to the user's questions. " -}}
+{%- endif -%}
+{%- for message in messages -%}
+{%- if message['role'] == 'user' -%}{{- 'USER: ' + message['content'] + ' ' -}}
+{%- elif message['role'] == 'assistant' -%}{{- 'ASSISTANT: ' + message['content'] + eos_token -}}
+{%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- 'ASSISTANT:' -}}{%- endif -%}
+"""
+
+# LLaVA's projector alignment: the picture and its caption, the instruction is dropped.
+_PLAIN = """\
+{%- for message in messages -%}
+{%- if message['role'] == 'user' -%}{{- '<image>' * (message['content'].split('<image>') | length - 1) -}}
+{%- elif message['role'] == 'assistant' -%}{{- message['content'] + '\\n' -}}
+{%- endif -%}
+{%- endfor -%}
+"""
+
+_CHATML = """\
+{%- for message in messages -%}
+{{- '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}
+"""
+
+TEMPLATES: Mapping[str, str] = MappingProxyType(
+    {"vicuna_v1": _FLATTEN + _VICUNA_V1, "plain": _FLATTEN + _PLAIN, "chatml": _FLATTEN + _CHATML}
+)
+"""Templates by name."""
+
+CHATML_TOKENS = ("<|im_start|>", "<|im_end|>")
+"""What a tokenizer must hold as single tokens for ``chatml``."""
+
+
+def build_template(name: str, own: str | None = None) -> str:
+    """The Jinja text of a template.
+
+    Args:
+        name: a key of :data:`TEMPLATES`, or ``"own"``.
+        own: the tokenizer's or processor's own template, for ``"own"``.
+
+    Raises:
+        ValueError: for an unknown name, or ``"own"`` where there is none.
+    """
+    if name == "own":
+        if not own:
+            raise ValueError(
+                f"template 'own': the tokenizer has no chat template; name one of {', '.join(TEMPLATES)}"
+            )
+        return own if own.startswith(_FLATTEN) else _FLATTEN + own
+    if name not in TEMPLATES:
+        raise ValueError(f"unknown template {name!r}; known are {', '.join(TEMPLATES)} and 'own'")
+    return TEMPLATES[name]
