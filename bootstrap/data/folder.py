@@ -1,0 +1,69 @@
+"""A folder of pictures, searched recursively."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from bootstrap.data.decode import EXTENSIONS, BadPictureError
+from bootstrap.data.source import digest
+
+
+class FolderSource:
+    """Every picture file below a folder, sorted by path.
+
+    Links are followed, once; names that start with a dot are left out.
+
+    Args:
+        folder: where to look.
+
+    Raises:
+        FileNotFoundError: no such folder.
+        ValueError: no picture in it.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self.folder = Path(folder).expanduser()
+        self.title = str(folder)
+        if not self.folder.is_dir():
+            raise FileNotFoundError(f"the picture folder {self.title!r} does not exist or is not a folder")
+        self.paths = sorted(_walk(self.folder))
+        if not self.paths:
+            hint = "; it holds tars: set data.kind to tars" if any(self.folder.glob("*.tar*")) else ""
+            raise ValueError(
+                f"no pictures in folder {self.title!r}: looked in it and below for "
+                f"{' '.join(EXTENSIONS)}{hint}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def read(self, index: int) -> bytes:
+        """The file's bytes."""
+        try:
+            return (self.folder / self.paths[index]).read_bytes()
+        except OSError as error:
+            raise BadPictureError("unreadable", error.strerror or str(error)) from error
+
+    def name(self, index: int) -> str:
+        """Path below the folder."""
+        return self.paths[index]
+
+    def fingerprint(self) -> str:
+        """Of all paths."""
+        return digest(self.paths)
+
+
+def _walk(folder: Path) -> Iterator[str]:
+    seen: set[tuple[int, int]] = set()
+    for directory, below, files in os.walk(folder, followlinks=True):
+        status = Path(directory).stat()
+        if (status.st_dev, status.st_ino) in seen:  # a link back up
+            below.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        below[:] = sorted(name for name in below if not name.startswith("."))
+        for name in files:
+            if not name.startswith(".") and name.lower().endswith(EXTENSIONS):
+                yield (Path(directory) / name).relative_to(folder).as_posix()

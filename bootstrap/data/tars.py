@@ -1,0 +1,223 @@
+"""Webdataset tar shards: local ones with random access, remote and compressed ones as streams.
+
+A picture is the first member with a picture's extension among those that share a webdataset key (the path up
+to the first dot of the file name), so `a.jpg` counts and `a.seg.png` beside it does not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import hashlib
+import io
+import logging
+import os
+import tarfile
+from collections import OrderedDict
+from pathlib import Path
+
+import braceexpand
+import numpy as np
+
+from bootstrap.data.decode import EXTENSIONS, BadPictureError
+from bootstrap.data.shards import StreamedShards, picture_key
+from bootstrap.data.source import digest
+from sparse_vlm.atomic import write_atomic
+
+_log = logging.getLogger(__name__)
+
+_INDEX_VERSION = "1"
+_MOST_OPEN_FILES = 64
+
+
+def expand_shards(source: str) -> list[str]:
+    """Lists the shards that a source string names.
+
+    Args:
+        source: a folder, path, glob, URL or "pipe:" command, with `{000..123}` braces; "::" joins several.
+
+    Raises:
+        FileNotFoundError: a local path, glob or folder names no shard.
+    """
+    shards: list[str] = []
+    for part in source.split("::"):
+        for item in braceexpand.braceexpand(part):
+            if _is_remote(item):
+                shards.append(item)
+                continue
+            item = str(Path(item).expanduser())
+            if Path(item).is_dir():
+                found = sorted(str(path) for path in Path(item).iterdir() if _is_tar_name(path.name))
+            else:
+                found = [item] if Path(item).is_file() else sorted(glob.glob(item))  # noqa: PTH207
+            if not found:
+                raise FileNotFoundError(f"no tar shards at {item!r} (from data.source {source!r})")
+            shards.extend(found)
+    return shards
+
+
+def open_tars(source: str) -> TarSource | StreamedShards:
+    """Opens shards: with random access if all are local and uncompressed, else as streams.
+
+    Raises:
+        FileNotFoundError: no shards there.
+        ValueError: no pictures in them.
+    """
+    shards = expand_shards(source)
+    if any(_is_remote(shard) or not _is_plain(shard) for shard in shards):
+        return StreamedShards(shards, title=source)
+    return TarSource(shards, title=source)
+
+
+class TarSource:
+    """Pictures in local, uncompressed tars.
+
+    Each tar is listed once; the list is kept in the user's cache folder and renewed when the tar changes.
+
+    Args:
+        shards: the tars' paths.
+        title: what to call them in messages.
+
+    Raises:
+        ValueError: no picture in any of them.
+    """
+
+    def __init__(self, shards: list[str], title: str) -> None:
+        self.title = title
+        self.shards = shards
+        indices = [_load_or_build_index(shard) for shard in shards]
+        self._starts = np.cumsum([0] + [len(index.offsets) for index in indices])
+        self._indices = indices
+        self._files: OrderedDict[int, int] = OrderedDict()
+        self._owner = os.getpid()
+        if len(self) == 0:
+            raise ValueError(
+                f"no pictures in the {len(shards)} tar(s) of {title!r}: looked for members named "
+                f"{' '.join(EXTENSIONS)}"
+            )
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def read(self, index: int) -> bytes:
+        """The member's bytes."""
+        shard, member = self._locate(index)
+        listed = self._indices[shard]
+        size = int(listed.sizes[member])
+        try:
+            data = os.pread(self._open(shard), size, int(listed.offsets[member]))
+        except OSError as error:
+            raise BadPictureError("unreadable", error.strerror or str(error)) from error
+        if len(data) < size:
+            raise BadPictureError("truncated", f"the tar ends {size - len(data)} bytes early")
+        return data
+
+    def name(self, index: int) -> str:
+        """Tar and member."""
+        shard, member = self._locate(index)
+        return f"{Path(self.shards[shard]).name}/{self._indices[shard].names[member]}"
+
+    def fingerprint(self) -> str:
+        """Of the names of all members."""
+        return digest(name for listed in self._indices for name in listed.names)
+
+    def _locate(self, index: int) -> tuple[int, int]:
+        if not 0 <= index < len(self):
+            raise IndexError(f"picture {index} of {len(self)} in {self.title}")
+        shard = int(np.searchsorted(self._starts, index, side="right")) - 1
+        return shard, int(index - self._starts[shard])
+
+    def _open(self, shard: int) -> int:
+        if self._owner != os.getpid():  # a forked worker opens its own, so that it closes only its own
+            self._files, self._owner = OrderedDict(), os.getpid()
+        if shard in self._files:
+            self._files.move_to_end(shard)
+            return self._files[shard]
+        while len(self._files) >= _MOST_OPEN_FILES:
+            os.close(self._files.popitem(last=False)[1])
+        self._files[shard] = os.open(self.shards[shard], os.O_RDONLY)
+        return self._files[shard]
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "_files": OrderedDict(), "_owner": -1}
+
+    def __del__(self) -> None:
+        if getattr(self, "_owner", -1) == os.getpid():
+            for descriptor in self._files.values():
+                with contextlib.suppress(OSError):
+                    os.close(descriptor)
+
+
+class TarIndex:
+    """Where the pictures of one tar lie."""
+
+    def __init__(self, names: list[str], offsets: np.ndarray, sizes: np.ndarray) -> None:
+        self.names = names
+        self.offsets = offsets
+        self.sizes = sizes
+
+
+def build_index(shard: str) -> TarIndex:
+    """Reads the headers of a tar; a damaged tar is listed up to the damage."""
+    names: list[str] = []
+    offsets: list[int] = []
+    sizes: list[int] = []
+    last_key: str | None = None
+    try:
+        with tarfile.open(shard, mode="r:") as archive:
+            while (member := archive.next()) is not None:
+                archive.members = []  # type: ignore[attr-defined]  # or a large tar keeps every header
+                key = picture_key(member.name) if member.isreg() and not member.issparse() else None
+                if key is None or key == last_key:
+                    continue
+                last_key = key
+                names.append(member.name)
+                offsets.append(member.offset_data)
+                sizes.append(member.size)
+    except (tarfile.TarError, EOFError) as error:
+        _log.warning("tar %s is damaged after %d pictures: %s", shard, len(names), error)
+    return TarIndex(names, np.asarray(offsets, dtype=np.int64), np.asarray(sizes, dtype=np.int64))
+
+
+def index_folder() -> Path:
+    """Where the lists of tars are remembered."""
+    base = os.environ.get("XDG_CACHE_HOME") or str(Path("~/.cache").expanduser())
+    return Path(base) / "sparse_vlm" / "tars"
+
+
+def _load_or_build_index(shard: str) -> TarIndex:
+    path = Path(shard).resolve()
+    status = path.stat()
+    stamp = f"{_INDEX_VERSION} {status.st_size} {status.st_mtime_ns}"
+    remembered = index_folder() / f"{hashlib.sha256(os.fsencode(path)).hexdigest()[:32]}.npz"
+    try:
+        with np.load(remembered, allow_pickle=False) as arrays:
+            if bytes(arrays["stamp"]).decode() == stamp:
+                names = bytes(arrays["names"]).decode("utf-8", "surrogateescape")
+                return TarIndex(names.split("\0") if names else [], arrays["offsets"], arrays["sizes"])
+    except (OSError, ValueError, KeyError, EOFError):
+        pass  # not there yet, or damaged: it is built anew
+    index = build_index(shard)
+    buffer = io.BytesIO()
+    np.savez(
+        buffer,
+        stamp=np.frombuffer(stamp.encode(), dtype=np.uint8),
+        names=np.frombuffer("\0".join(index.names).encode("utf-8", "surrogateescape"), dtype=np.uint8),
+        offsets=index.offsets,
+        sizes=index.sizes,
+    )
+    with contextlib.suppress(OSError):  # a read-only home only costs the listing next time
+        write_atomic(remembered, buffer.getvalue())
+    return index
+
+
+def _is_remote(shard: str) -> bool:
+    return "://" in shard or shard.startswith("pipe:")
+
+
+def _is_tar_name(name: str) -> bool:
+    return not name.startswith(".") and name.lower().endswith((".tar", ".tar.gz", ".tgz"))
+
+
+def _is_plain(shard: str) -> bool:
+    return not shard.lower().endswith((".gz", ".tgz", ".bz2", ".xz", ".zst"))
