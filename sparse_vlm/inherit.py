@@ -185,6 +185,11 @@ def inherit(
     weights = convert_vision_state_dict(state_dict, layout)
     if weights.depth != plan.depth:
         raise InheritanceError(f"the plan is for a ViT of {plan.depth} blocks, this one has {weights.depth}")
+    width = weights.tensors["norm.weight"].shape[0]
+    if width != encoder.config.width:
+        raise InheritanceError(
+            f"the ViT is {width} wide, the encoder's cortex {encoder.config.width}: build it {width} wide"
+        )
     trainable, frozen = _split(encoder, plan)
     parameters = dict(encoder.named_parameters())
     rows: list[InheritedTensor] = []

@@ -123,13 +123,14 @@ def describe_timm(
 
 
 def _check_block(block: Any, where: str) -> None:
-    if type(block) is not Block:
+    block_class = type(block)
+    if block_class is not Block:
         reasons = {
             "ResPostBlock": "norms its branches at their end",
             "ParallelScalingBlock": "runs attention and MLP in parallel",
             "ParallelThingsBlock": "runs several attentions and MLPs in parallel",
         }
-        kind = type(block).__name__
+        kind = block_class.__name__
         raise TeacherError(f"{where} is a {kind}, which {reasons.get(kind, 'is no plain pre-norm block')}")
     attention, mlp = block.attn, block.mlp
     if type(attention).__name__ != "Attention":
