@@ -10,10 +10,11 @@ import dataclasses
 import difflib
 import json
 import re
-import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
+
+from .settings_words import describe_type, describe_value, members_of
 
 SettingsT = TypeVar("SettingsT")
 
@@ -232,12 +233,12 @@ class _Builder:
             try:
                 return self.convert(value.value, hint, path, default)
             except _MismatchError:
-                if str in _members(hint) and not isinstance(value.value, (Mapping, list)):
+                if str in members_of(hint) and not isinstance(value.value, (Mapping, list)):
                     return value.raw  # `name=49` for a text field means the text "49"
                 raise
         if hint is Any:
             return _strip(value)
-        members = _members(hint)
+        members = members_of(hint)
         for member in members:
             if _is_exact(value, member):
                 return value
@@ -304,35 +305,6 @@ class _Builder:
 
 
 _KNOWN = (int, float, bool, str, type(None), Path, Literal, tuple, list, dict, Mapping)
-_NAMES = {
-    int: "an integer",
-    float: "a number",
-    bool: "true or false",
-    str: "text",
-    type(None): "null",
-    Path: "a path",
-}
-
-
-def describe_type(hint: Any) -> str:
-    """Says in words what a settings field of this type accepts."""
-    members = _members(hint)
-    if len(members) > 1:
-        return " or ".join(describe_type(member) for member in members)
-    origin, args = get_origin(hint) or hint, get_args(hint)
-    if hint in _NAMES:
-        return _NAMES[hint]
-    if origin is Literal:
-        return "one of " + ", ".join(repr(value) for value in args)
-    if origin in (tuple, list):
-        return "a list"
-    if dataclasses.is_dataclass(hint):
-        return "a mapping with the keys " + ", ".join(f.name for f in dataclasses.fields(hint) if f.init)
-    return "a mapping" if origin in (dict, Mapping) else "anything" if hint is Any else str(hint)
-
-
-def _members(hint: Any) -> tuple[Any, ...]:
-    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
 
 
 def _is_exact(value: Any, member: Any) -> bool:
@@ -351,7 +323,7 @@ def _all_paths(cls: Any, prefix: str = "") -> list[str]:
     hints = get_type_hints(cls)
     for field in dataclasses.fields(cls):
         paths.append(prefix + field.name)
-        for member in _members(hints[field.name]):
+        for member in members_of(hints[field.name]):
             if isinstance(member, type) and dataclasses.is_dataclass(member):
                 paths += _all_paths(member, f"{prefix}{field.name}.")
     return paths
@@ -372,7 +344,4 @@ def _strip(value: Any) -> Any:
 
 
 def _show(value: Any) -> str:
-    if isinstance(value, _FromOverride):
-        value = value.value
-    kind = {bool: "boolean", int: "integer", float: "number", str: "text", dict: "mapping", list: "list"}
-    return "null" if value is None else f"{value!r} ({kind.get(type(value), type(value).__name__)})"
+    return describe_value(value.value if isinstance(value, _FromOverride) else value)
