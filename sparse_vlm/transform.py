@@ -228,10 +228,8 @@ def pixels_to_tensor(picture: Image.Image, mean: Sequence[float], std: Sequence[
         (3, H, W) fp32 tensor.
     """
     width, height = picture.size
-    pixels = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
-    tensor = (
-        pixels.view(height, width, 3).permute(2, 0, 1).contiguous().to(torch.float32).div_(255)
-    )  # (3, H, W)
+    planes = bytearray(b"".join(channel.tobytes() for channel in picture.split()))  # Pillow splits fastest
+    tensor = torch.frombuffer(planes, dtype=torch.uint8).view(3, height, width).to(torch.float32).div_(255)
     mean_column = torch.tensor(mean, dtype=torch.float32).view(3, 1, 1)
     std_column = torch.tensor(std, dtype=torch.float32).view(3, 1, 1)
     return tensor.sub_(mean_column).div_(std_column)

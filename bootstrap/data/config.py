@@ -12,7 +12,7 @@ class DataConfig:
 
     Attributes:
         source: a folder of pictures; webdataset tars (path, glob, braces, URL, "pipe:" command; several
-            joined with "::"); or a Hugging Face dataset on disk (`save_to_disk` folder, parquet or arrow files).
+            joined with "::"); or a Hugging Face dataset on disk (`save_to_disk` folder, parquet or arrow).
         kind: what `source` is; "auto" looks at it.
         split: which split of a Hugging Face dataset, None where it has only one.
         column: which column of a Hugging Face dataset holds the pictures, None to look for it.
