@@ -218,13 +218,13 @@ class _Builder:
         here = _join(path, key)
         if not isinstance(key, str):
             return f"key '{here}' is {_show(key)}, not text; YAML needs quotes around it"
-        near = difflib.get_close_matches(key.replace("-", "_"), names, n=1, cutoff=0.6)
+        plain = key.replace("-", "_")
+        elsewhere = [p for p in _all_paths(self.root) if p.rsplit(".", 1)[-1] == plain]
+        near = difflib.get_close_matches(plain, names, n=1, cutoff=0.6)
+        if plain not in names and elsewhere:
+            return f"unknown key '{here}'; did you mean '{elsewhere[0]}'?"
         if near:
             return f"unknown key '{here}'; did you mean '{_join(path, near[0])}'?"
-        leaf = here.rsplit(".", 1)[-1]
-        elsewhere = [p for p in _all_paths(self.root) if p.rsplit(".", 1)[-1] == leaf]
-        if elsewhere:
-            return f"unknown key '{here}'; did you mean '{elsewhere[0]}'?"
         return f"unknown key '{here}'; valid here: {', '.join(names) or 'nothing'}"
 
     def convert(self, value: Any, hint: Any, path: str, default: Any = None) -> Any:
