@@ -1,0 +1,60 @@
+# On a fresh machine `make quickstart` and `make test` do all the set-up. PYTHON=python3.12 picks another Python.
+
+PYTHON ?= python3
+PIP_FLAGS ?=
+WORKERS ?= 2
+
+ENV := .venv
+RUN := $(ENV)/bin/python
+STAMP := $(ENV)/.installed
+ENV_21 := .venv-torch21
+RUN_21 := $(ENV_21)/bin/python
+STAMP_21 := $(ENV_21)/.installed
+
+# The machine's cores are shared by the test workers; one thread each.
+TEST_THREADS := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
+
+.PHONY: help env test lint format quickstart test-torch21 clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+env: $(STAMP)  ## make .venv and install the project with everything it uses
+
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+		{ echo "make: needs Python 3.10 to 3.13 as $(PYTHON); name one, e.g. make PYTHON=python3.12 env" >&2; exit 1; }
+	@test -x $(RUN) || $(PYTHON) -m venv $(ENV) || \
+		{ echo "make: $(PYTHON) cannot make virtual environments; install its venv package (Debian: apt install python3-venv)" >&2; \
+		rm -rf $(ENV); exit 1; }
+	$(RUN) -m pip install --quiet $(PIP_FLAGS) -e '.[dev]'
+	@touch $@
+
+test: $(STAMP)  ## run the test suite
+	$(TEST_THREADS) $(RUN) -m pytest -n $(WORKERS) --dist loadfile
+
+lint: $(STAMP)  ## check style, format and types
+	$(ENV)/bin/ruff check .
+	$(ENV)/bin/ruff format --check .
+	$(ENV)/bin/mypy
+
+format: $(STAMP)  ## format the code and repair what can be repaired
+	$(ENV)/bin/ruff check --fix .
+	$(ENV)/bin/ruff format .
+
+quickstart: $(STAMP)  ## bootstrap a 49-token SparseFormer from the embedded teacher
+	$(RUN) -m bootstrap.quickstart
+
+# The library alone must also work beside an older torch, which upstream LLaVA pins.
+test-torch21: $(STAMP_21)  ## run the library's tests on torch 2.1 (needs Python 3.10 or 3.11)
+	PYTHONPATH=. $(TEST_THREADS) $(RUN_21) -m pytest -q -p no:cacheprovider tests/sparse_vlm
+
+$(STAMP_21):
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 11))' || \
+		{ echo "make: torch 2.1 needs Python 3.10 or 3.11; name one, e.g. make PYTHON=python3.11 test-torch21" >&2; exit 1; }
+	test -x $(RUN_21) || $(PYTHON) -m venv $(ENV_21)
+	$(RUN_21) -m pip install --quiet $(PIP_FLAGS) 'torch==2.1.2' 'numpy>=1.24,<2' 'Pillow>=9.5' 'safetensors>=0.4' 'pytest>=8'
+	@touch $@
+
+clean:  ## remove caches and build outputs, but no environment and no results
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache *.egg-info
