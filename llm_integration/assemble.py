@@ -2,8 +2,8 @@
 
 ``python -m llm_integration.assemble --encoder ENCODER_DIR --llm LLM_DIR --out OUT_DIR``
 
-The result is a plain transformers directory: ``AutoModelForImageTextToText`` and ``AutoProcessor`` read it once
-``llm_integration.hf`` is imported. Its projector is untrained.
+The result is a plain transformers directory: ``AutoModelForImageTextToText`` and ``AutoProcessor`` read it
+once ``llm_integration.hf`` is imported. Its projector is untrained.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ def resolve_llm(name: str) -> tuple[str, bool]:
         return name.removeprefix("hf:"), False
     if not (Path(name) / "config.json").is_file():
         raise ValueError(
-            f"--llm {name}: there is no model directory of that name (a folder with config.json); for a model "
-            f"from the Hugging Face hub write --llm hf:{name}"
+            f"--llm {name}: there is no model directory of that name (a folder with config.json); for a "
+            f"model from the Hugging Face hub write --llm hf:{name}"
         )
     return name, True
 
@@ -67,7 +67,10 @@ def load_llm(name: str, dtype: torch.dtype | None) -> tuple[PreTrainedModel, Pre
     """
     source, local = resolve_llm(name)
     llm = AutoModelForCausalLM.from_pretrained(source, dtype=dtype or "auto", local_files_only=local)
-    return llm.eval(), AutoTokenizer.from_pretrained(source, local_files_only=local)
+    # A bare SentencePiece file says nothing about how it is used; Llama's own code puts BOS first.
+    bare = (Path(source) / "tokenizer.model").is_file() and not any(Path(source).glob("tokenizer*.json"))
+    extra = {"add_bos_token": True} if bare else {}
+    return llm.eval(), AutoTokenizer.from_pretrained(source, local_files_only=local, **extra)
 
 
 def build_llava(
@@ -118,8 +121,8 @@ def build_llava(
     body = llm.base_model
     if type(model.model.language_model) is not type(body):
         raise ValueError(
-            f"transformers would build a {type(model.model.language_model).__name__} from this language model's "
-            f"configuration, but its body is a {type(body).__name__}; LLaVA cannot hold it"
+            f"transformers would build a {type(model.model.language_model).__name__} from this language "
+            f"model's configuration, but its body is a {type(body).__name__}; LLaVA cannot hold it"
         )
     model.model.vision_tower = tower.to(llm.dtype)
     model.model.multi_modal_projector = build_projector(config).to(llm.dtype)
@@ -167,7 +170,7 @@ def add_tokens(llm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tokens:
 def build_generation_config(
     llm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, image_token: int, template: str
 ) -> Any:
-    """The language model's own settings; it never writes an image token, and stops where the template does."""
+    """The language model's own settings, never to write an image token, and to stop as the template does."""
     settings = llm.generation_config
     settings.suppress_tokens = sorted({*(settings.suppress_tokens or ()), image_token})
     settings.pad_token_id = tokenizer.pad_token_id
@@ -188,14 +191,14 @@ def _check_unchanged(model: LlavaForConditionalGeneration, probe: Tensor, before
         return
     if torch.equal(after.argmax(-1), before.argmax(-1)):
         print(
-            "warning: this language model rescales or caps its logits and LLaVA does not: greedy answers are the "
-            "same, sampled ones are drawn from a sharper distribution",
+            "warning: this language model rescales or caps its logits and LLaVA does not: greedy answers "
+            "are the same, sampled ones are drawn from a sharper distribution",
             file=sys.stderr,
         )
         return
     raise ValueError(
-        "inside LLaVA this language model gives other answers to plain text than by itself, so LLaVA does not "
-        f"fit it (type {model.config.text_config.model_type!r})"
+        "inside LLaVA this language model gives other answers to plain text than by itself, so LLaVA does "
+        f"not fit it (type {model.config.text_config.model_type!r})"
     )
 
 

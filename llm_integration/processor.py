@@ -36,8 +36,8 @@ def build_processor(
     """
     if not is_exact(transform):
         raise ValueError(
-            f"the encoder's transform covers a picture of {transform.height} x {transform.width} pixels, which "
-            "transformers' image processors cannot do: they cover squares only"
+            f"the encoder's transform covers a picture of {transform.height} x {transform.width} pixels, "
+            "which transformers' image processors cannot do: they cover squares only"
         )
     fields = to_preprocessor_dict(transform)
     del fields["image_processor_type"]

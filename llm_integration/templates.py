@@ -1,7 +1,7 @@
 """Chat templates, in Jinja, as tokenizers and processors carry them.
 
-Every template is led by a few lines that turn messages made of parts (pictures and text) into messages made of
-text with ``<image>`` marks, so that templates written for text alone serve pictures too.
+Every template is led by a few lines that turn messages made of parts (pictures and text) into messages made
+of text with ``<image>`` marks, so that templates written for text alone serve pictures too.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ _VICUNA_V1 = """\
 {%- if messages and messages[0]['role'] == 'system' -%}
 {{- messages[0]['content'] + ' ' -}}
 {%- else -%}
-{{- "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, " -}}
-{{- "detailed, and polite answers to the user's questions. " -}}
+{{- "A chat between a curious user and an artificial intelligence assistant. The assistant gives " -}}
+{{- "helpful, detailed, and polite answers to the user's questions. " -}}
 {%- endif -%}
 {%- for message in messages -%}
 {%- if message['role'] == 'user' -%}{{- 'USER: ' + message['content'] + ' ' -}}

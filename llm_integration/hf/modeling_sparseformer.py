@@ -54,7 +54,7 @@ class SparseFormerVisionModel(PreTrainedModel):
     base_model_prefix = "sparseformer"
     main_input_name = "pixel_values"
     supports_gradient_checkpointing = True
-    _no_split_modules = {"FocusingStage", "TransformerBlock"}  # noqa: RUF012: the base class says set or list
+    _no_split_modules = {"FocusingStage", "TransformerBlock"}  # noqa: RUF012 - the base class' own form
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True

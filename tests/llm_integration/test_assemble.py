@@ -1,0 +1,224 @@
+"""A LLaVA put together from an encoder and a language model, in unmodified transformers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    pipeline,
+)
+
+from llm_integration.assemble import assemble, main
+from llm_integration.processor import count_image_tokens, load_processor
+
+
+def _chat(*parts: Any) -> list[dict[str, Any]]:
+    content = [
+        {"type": "text", "text": p} if isinstance(p, str) else {"type": "image", "image": p} for p in parts
+    ]
+    return [{"role": "user", "content": content}]
+
+
+def _prepare(processor: Any, *chats: Any) -> Any:
+    return processor.apply_chat_template(
+        list(chats),
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+        processor_kwargs={"padding": True, "padding_side": "left"},
+    )
+
+
+@pytest.fixture(scope="module")
+def model(llava_dir: Path) -> LlavaForConditionalGeneration:
+    return AutoModelForImageTextToText.from_pretrained(llava_dir)
+
+
+@pytest.fixture(scope="module")
+def processor(llava_dir: Path) -> LlavaProcessor:
+    return load_processor(llava_dir)
+
+
+def test_it_is_plain_llava(llava_dir: Path, model: Any, processor: Any) -> None:
+    assert type(model) is LlavaForConditionalGeneration
+    assert type(AutoProcessor.from_pretrained(llava_dir)) is LlavaProcessor
+    assert model.config.vision_feature_layer == -1
+    assert model.config.vision_feature_select_strategy == "full"
+    assert count_image_tokens(processor) == model.config.image_seq_length == 9
+    _, report = AutoModelForImageTextToText.from_pretrained(llava_dir, output_loading_info=True)
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
+
+
+@pytest.mark.parametrize("size", [(1, 1), (31, 400), (224, 224), (1000, 30)])
+def test_n_image_tokens_at_any_size(model: Any, processor: Any, size: tuple[int, int]) -> None:
+    inputs = _prepare(processor, _chat(Image.new("RGB", size, "red"), "what?"))
+    assert int((inputs["input_ids"] == model.config.image_token_id).sum()) == 9
+
+
+def test_image_tokens_do_not_depend_on_the_size_of_the_input(model: Any, processor: Any) -> None:
+    inputs = _prepare(processor, _chat(Image.new("RGB", (9, 9), "red"), "what?"))
+    inputs["pixel_values"] = torch.randn(1, 3, 90, 41)
+    assert torch.isfinite(model(**inputs).logits).all()
+
+
+def test_caches_agree(model: Any, processor: Any, picture: Image.Image) -> None:
+    inputs = _prepare(processor, _chat(picture, "What is it?"))
+    settings = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False}
+    dynamic = model.generate(**inputs, **settings)
+    assert torch.equal(model.generate(**inputs, **settings, use_cache=False), dynamic)
+    static = model.generate(**inputs, **settings, cache_implementation="static", disable_compile=True)
+    assert torch.equal(static, dynamic)
+    assert model.config.image_token_id not in dynamic[0, inputs["input_ids"].shape[1] :]
+
+
+def test_left_padded_batch_with_several_pictures_and_text_alone(
+    model: Any, processor: Any, picture: Image.Image
+) -> None:
+    chats = [
+        _chat(picture, "What?"),
+        _chat(picture, picture.rotate(90), "Which of the two pictures is the redder one?"),
+        _chat("No picture here."),
+    ]
+    settings = {"max_new_tokens": 5, "min_new_tokens": 5, "do_sample": False}
+    batch = _prepare(processor, *chats)
+    together = model.generate(**batch, **settings)[:, batch["input_ids"].shape[1] :]
+    for row, chat in enumerate(chats):
+        inputs = _prepare(processor, chat)
+        alone = model.generate(**inputs, **settings)[:, inputs["input_ids"].shape[1] :]
+        assert torch.equal(alone[0], together[row]), row
+
+
+def test_the_answer_depends_on_the_picture(model: Any, processor: Any, picture: Image.Image) -> None:
+    first = _prepare(processor, _chat(picture, "What?"))
+    second = _prepare(processor, _chat(Image.new("RGB", (20, 20), "white"), "What?"))
+    assert not torch.allclose(model(**first).logits[:, -1], model(**second).logits[:, -1])
+
+
+def test_pipeline(llava_dir: Path, model: Any, processor: Any, picture: Image.Image) -> None:
+    run = pipeline("image-text-to-text", model=model, processor=processor)
+    answer = run(text=_chat(picture, "What is it?"), max_new_tokens=3, return_full_text=False)
+    assert isinstance(answer[0]["generated_text"], str)
+
+
+def test_save_and_load_are_bit_equal(
+    model: Any, processor: Any, picture: Image.Image, tmp_path: Path
+) -> None:
+    model.save_pretrained(tmp_path)
+    again = AutoModelForImageTextToText.from_pretrained(tmp_path)
+    inputs = _prepare(processor, _chat(picture, "What?"))
+    assert torch.equal(again(**inputs).logits, model(**inputs).logits)
+
+
+def test_every_parameter_gets_a_gradient_with_and_without_checkpointing(
+    llava_dir: Path, processor: Any, picture: Image.Image
+) -> None:
+    inputs = _prepare(processor, _chat(picture, "What is it?"))
+    gradients = []
+    for checkpointing in (False, True):
+        model = AutoModelForImageTextToText.from_pretrained(llava_dir).train()
+        if checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model(**inputs, labels=inputs["input_ids"]).loss.backward()
+        gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
+    assert [name for name, gradient in gradients[0].items() if gradient is None] == []
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, msg=name)
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_full_graph_compile(llava_dir: Path, processor: Any, picture: Image.Image, backend: str) -> None:
+    model = AutoModelForImageTextToText.from_pretrained(llava_dir)
+    inputs = _prepare(processor, _chat(picture, "What?"))
+    with torch.no_grad():
+        expected = model(**inputs, use_cache=False).logits
+        torch._dynamo.reset()
+        got = torch.compile(model, backend=backend, fullgraph=True)(**inputs, use_cache=False).logits
+    torch.testing.assert_close(got, expected)
+
+
+def test_attention_implementations_agree(llava_dir: Path, processor: Any, picture: Image.Image) -> None:
+    inputs = _prepare(processor, _chat(picture, "What?"))
+    logits = [
+        AutoModelForImageTextToText.from_pretrained(llava_dir, attn_implementation=kind)(**inputs).logits
+        for kind in ("eager", "sdpa")
+    ]
+    torch.testing.assert_close(logits[0], logits[1])
+
+
+@pytest.mark.parametrize("kind", ["mistral", "qwen2", "gemma3_text"])
+@pytest.mark.parametrize("tied", [False, True])
+def test_other_language_models(
+    encoder_dir: Path,
+    build_llm_dir: Callable[..., Path],
+    picture: Image.Image,
+    tmp_path: Path,
+    kind: str,
+    tied: bool,
+) -> None:
+    llm_dir = build_llm_dir(kind, tied)
+    assemble(encoder_dir, str(llm_dir), tmp_path / "out", num_tokens=4, template="chatml")
+    model = AutoModelForImageTextToText.from_pretrained(tmp_path / "out")
+    processor = load_processor(tmp_path / "out")
+    assert (model.lm_head.weight is model.get_input_embeddings().weight) == tied
+    inputs = _prepare(processor, _chat(picture, "What?"))
+    assert int((inputs["input_ids"] == model.config.image_token_id).sum()) == 4
+    model.generate(**inputs, max_new_tokens=2)
+    assert processor.tokenizer.convert_tokens_to_ids("<|im_end|>") in model.generation_config.eos_token_id
+    text = torch.tensor([[5, 6, 7]])
+    llm = AutoModelForCausalLM.from_pretrained(llm_dir)
+    rows = llm.config.vocab_size
+    torch.testing.assert_close(model(input_ids=text).logits[..., :rows], llm(input_ids=text).logits)
+    table = model.get_input_embeddings().weight
+    torch.testing.assert_close(table[model.config.image_token_id], table[:rows].mean(dim=0))
+
+
+def test_assembly_says_where_its_parts_come_from(llava_dir: Path, encoder_dir: Path) -> None:
+    facts = json.loads((llava_dir / "assembly.json").read_text())
+    assert facts["encoder"] == str(encoder_dir)
+    assert facts["encoder_provenance"]["teacher"] == "none: formula weights"
+    assert len(facts["tower_sha256"]) == 64
+
+
+def test_a_plain_name_is_a_path(
+    encoder_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["--encoder", str(encoder_dir), "--llm", "some/model", "--out", str(tmp_path / "x")])
+    assert "write --llm hf:some/model" in capsys.readouterr().err
+
+
+def test_other_files_are_not_overwritten(encoder_dir: Path, build_llm_dir: Any, tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("mine")
+    with pytest.raises(FileExistsError, match=r"thesis\.tex"):
+        assemble(encoder_dir, str(build_llm_dir("llama")), tmp_path)
+    assert (tmp_path / "thesis.tex").read_text() == "mine"
+
+
+@pytest.mark.real_data
+def test_real_language_model(
+    encoder_dir: Path, real_data: Path, picture: Image.Image, tmp_path: Path
+) -> None:
+    assemble(encoder_dir, str(real_data / "babyllama"), tmp_path / "out")
+    model = AutoModelForImageTextToText.from_pretrained(tmp_path / "out")
+    processor = load_processor(tmp_path / "out")
+    text = processor.tokenizer("Once upon a time", return_tensors="pt")
+    assert text["input_ids"][0, 0] == processor.tokenizer.bos_token_id
+    story = processor.decode(
+        model.generate(**text, max_new_tokens=40, do_sample=False)[0], skip_special_tokens=True
+    )
+    assert "there was a little" in story
+    inputs = _prepare(processor, _chat(picture, "what is it?"))
+    assert model.generate(**inputs, max_new_tokens=3).shape[1] == inputs["input_ids"].shape[1] + 3
