@@ -1,0 +1,302 @@
+"""Reading stored answers, and finding the question that each of them answers."""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from eval.task import Example
+
+LONG_ANSWER = 1_000  # characters
+_ID_FIELDS = ("question_id", "questionId", "image", "index", "id")
+_TEXT_FIELDS = ("text", "answer", "prediction")
+
+
+class InputError(ValueError):
+    """Something is wrong with a file or an option; the message says what, where, and what would be right."""
+
+
+@dataclass(frozen=True)
+class AnswerRecord:
+    """One stored answer.
+
+    Attributes:
+        question_id: As in the file; None where the file has none.
+        text: The answer.
+        as_written: True if the field's name says that it is in a submission format and not raw model text.
+        prompt: The prompt or question stored with it, if any.
+        place: Where it stands, for messages ("line 7").
+        position: Its number in the file, from 0.
+    """
+
+    question_id: int | str | None
+    text: str
+    as_written: bool = False
+    prompt: str | None = None
+    place: str = ""
+    position: int = 0
+
+
+@dataclass(frozen=True)
+class AnswerFile:
+    """The readable answers of a file, and the lines of it that are not whole."""
+
+    records: tuple[AnswerRecord, ...]
+    damaged: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Matched:
+    """Answers by example key, and everything about them that is not as it should be.
+
+    Attributes:
+        answers: Example key to answer.
+        as_written: Keys whose answer is in a submission format.
+        missing: Keys of examples without an answer.
+        unknown: Identifiers of answers to questions that were not asked.
+        repeated: Keys answered more than once, always alike.
+        empty: Keys whose answer has no visible character.
+        long: Keys whose answer has more than `LONG_ANSWER` characters.
+        foreign: Keys whose answer has letters of another script than Latin.
+        damaged: Places in the file that could not be read.
+    """
+
+    answers: Mapping[str, str]
+    as_written: frozenset[str] = frozenset()
+    missing: tuple[str, ...] = ()
+    unknown: tuple[str, ...] = ()
+    repeated: tuple[str, ...] = ()
+    empty: tuple[str, ...] = ()
+    long: tuple[str, ...] = ()
+    foreign: tuple[str, ...] = ()
+    damaged: tuple[str, ...] = field(default=())
+
+
+def name_some(names: Sequence[object], limit: int = 5) -> str:
+    """The first few names for a message: "a, b, c and 12 more"."""
+    shown = ", ".join(str(name) for name in names[:limit])
+    return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"
+
+
+def read_text(path: Path) -> str:
+    """Reads UTF-8 text, with or without a byte order mark."""
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except FileNotFoundError:
+        raise InputError(f"The file {path} does not exist.") from None
+    except IsADirectoryError:
+        raise InputError(f"{path} is a folder, and a file is needed.") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 text (byte {error.start}).") from None
+
+
+def read_json_or_lines(path: Path, damaged: list[str] | None = None, distinct_keys: bool = False) -> Any:
+    """Reads a JSON document, or one JSON object a line, whichever the file holds.
+
+    Args:
+        path: The file; its suffix is not looked at (POPE's `.json` files hold lines).
+        damaged: Receives the lines that are not whole; None makes such a line an error.
+        distinct_keys: True refuses an object in which a key comes twice.
+
+    Returns:
+        The document, or the list of the lines' objects.
+    """
+    text = read_text(path)
+    hook = _distinct(path) if distinct_keys else None
+    try:
+        return json.loads(text, object_pairs_hook=hook)
+    except json.JSONDecodeError as error:
+        first = text.lstrip().split("\n", 1)[0].strip()
+        try:
+            lines = isinstance(json.loads(first), dict)
+        except json.JSONDecodeError:
+            lines = damaged is not None and first.startswith("{") and "\n" in text.strip()
+        if not lines:
+            raise InputError(f"{path} is neither JSON nor JSON lines ({error}).") from None
+    rows = []
+    # Only "\n" ends a line: an answer may hold U+2028 and the like.
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            rows.append((number, json.loads(line)))
+        except json.JSONDecodeError:
+            if damaged is None:
+                raise InputError(
+                    f"Line {number} of {path} is not whole JSON; was its writer killed?"
+                ) from None
+            damaged.append(f"line {number}")
+    return _Lines(rows)
+
+
+class _Lines(list[Any]):
+    """The objects of a JSON lines file; `numbers` are their lines."""
+
+    def __init__(self, rows: Iterable[tuple[int, Any]]) -> None:
+        rows = list(rows)
+        super().__init__(row for _, row in rows)
+        self.numbers = [number for number, _ in rows]
+
+
+def load_answers(path: Path) -> AnswerFile:
+    """Reads an answer file: LLaVA's JSON lines, VQA results JSON, GQA predictions, MM-Vet's mapping, or MME's
+    folder of text files.
+
+    Raises:
+        InputError: If the file is none of these, or an answer is not text.
+    """
+    if path.is_dir():
+        return _load_mme_folder(path)
+    damaged: list[str] = []
+    content = read_json_or_lines(path, damaged)
+    if isinstance(content, dict):
+        if any(name in content for name in _ID_FIELDS):
+            content = [content]
+        elif content and all(isinstance(value, str) for value in content.values()):
+            content = [{"question_id": key, "text": value} for key, value in content.items()]
+        else:
+            raise InputError(
+                f"{path} is one JSON object and not an answer file; expected lines with "
+                '"question_id" and "text", or a list of them.'
+            )
+    if not isinstance(content, list):
+        raise InputError(f"{path} holds no list of answers.")
+    numbers = content.numbers if isinstance(content, _Lines) else None
+    records = []
+    for position, row in enumerate(content):
+        place = f"line {numbers[position]}" if numbers else f"answer {position + 1}"
+        records.append(_record(row, path, place, position))
+    return AnswerFile(tuple(records), tuple(damaged))
+
+
+def _record(row: Any, path: Path, place: str, position: int) -> AnswerRecord:
+    if not isinstance(row, dict):
+        raise InputError(f"{place.capitalize()} of {path} is not an object with a question id and an answer.")
+    text_field = next((name for name in _TEXT_FIELDS if name in row), None)
+    if text_field is None:
+        raise InputError(
+            f"{place.capitalize()} of {path} has no answer: expected a field "
+            + ", ".join(f'"{name}"' for name in _TEXT_FIELDS)
+            + "."
+        )
+    text = row[text_field]
+    if not isinstance(text, str):
+        raise InputError(
+            f'{place.capitalize()} of {path}: "{text_field}" must be text, and is {json.dumps(text)[:60]}.'
+        )
+    identifier = next((row[name] for name in _ID_FIELDS if name in row), None)
+    if identifier is not None and (isinstance(identifier, bool) or not isinstance(identifier, int | str)):
+        raise InputError(f"{place.capitalize()} of {path}: the question id must be a number or text.")
+    if row.get("round_id"):
+        raise InputError(
+            f"{place.capitalize()} of {path} is round {row['round_id']} of a question whose options were turned "
+            "in memory; only files with one round a question can be scored."
+        )
+    prompt = row.get("prompt", row.get("question"))
+    return AnswerRecord(
+        identifier, text, text_field != "text", prompt if isinstance(prompt, str) else None, place, position
+    )
+
+
+def _load_mme_folder(folder: Path) -> AnswerFile:
+    """One `category.txt` a category, with lines of picture, question, gold answer, answer."""
+    records: list[AnswerRecord] = []
+    damaged: list[str] = []
+    files = sorted(folder.glob("*.txt"))
+    if not files:
+        raise InputError(f"{folder} holds no text files; expected MME's category.txt files.")
+    for file in files:
+        for number, line in enumerate(read_text(file).split("\n"), start=1):
+            if not line:
+                continue
+            cells = line.split("\t")
+            place = f"line {number} of {file.name}"
+            if len(cells) != 4:
+                damaged.append(place)
+                continue
+            identifier = f"{file.stem}/{cells[0]}"
+            records.append(AnswerRecord(identifier, cells[3], True, cells[1], place, len(records)))
+    return AnswerFile(tuple(records), tuple(damaged))
+
+
+def match_answers(
+    examples: Sequence[Example], file: AnswerFile, keys_of: Callable[[AnswerRecord], Sequence[str]]
+) -> Matched:
+    """Finds the example of every answer.
+
+    Args:
+        examples: All questions that were asked.
+        file: The answers.
+        keys_of: The task's `record_keys`.
+
+    Raises:
+        InputError: If a question has two different answers, or no answer belongs to any question.
+    """
+    index: dict[str, str | None] = {}
+    for example in examples:
+        for alias in example.aliases:
+            index[alias] = None if alias in index else example.key
+    index.update({example.key: example.key for example in examples})
+    found: dict[str, AnswerRecord] = {}
+    unknown: list[str] = []
+    repeated: dict[str, None] = {}
+    conflicts: dict[str, str] = {}
+    for record in file.records:
+        key = next((index[k] for k in keys_of(record) if index.get(k) is not None), None)
+        if key is None:
+            unknown.append(str(record.question_id) if record.question_id is not None else record.place)
+            continue
+        if key in found:
+            repeated[key] = None
+            if found[key].text != record.text:
+                conflicts[key] = f"{record.question_id} ({found[key].place} and {record.place})"
+        found[key] = record
+    if conflicts:
+        raise InputError(
+            f"{len(conflicts)} questions have two different answers: {name_some(list(conflicts.values()))}; "
+            "each question needs one."
+        )
+    if not found:
+        raise InputError(
+            f"None of the {len(file.records)} answers belongs to any of the {len(examples)} questions "
+            f"({name_some(unknown)} against {name_some([e.question_id for e in examples])}); "
+            "are they of another split or benchmark?"
+        )
+    answers = {example.key: found[example.key].text for example in examples if example.key in found}
+    return Matched(
+        answers=answers,
+        as_written=frozenset(key for key, record in found.items() if record.as_written),
+        missing=tuple(e.key for e in examples if e.key not in found and not e.optional),
+        unknown=tuple(unknown),
+        repeated=tuple(repeated),
+        empty=tuple(key for key, text in answers.items() if not text.strip()),
+        long=tuple(key for key, text in answers.items() if len(text) > LONG_ANSWER),
+        foreign=tuple(key for key, text in answers.items() if _has_foreign_letters(text)),
+        damaged=file.damaged,
+    )
+
+
+def _has_foreign_letters(text: str) -> bool:
+    if text.isascii():
+        return False
+    return any(
+        c.isalpha() and not unicodedata.name(c, "").startswith(("LATIN", "FULLWIDTH LATIN")) for c in text
+    )
+
+
+def _distinct(path: Path) -> Callable[[list[tuple[str, Any]]], dict[str, Any]]:
+    def build(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        made = dict(pairs)
+        if len(made) != len(pairs):
+            counts = Counter(key for key, _ in pairs)
+            twice = [key for key, count in counts.items() if count > 1]
+            raise InputError(f"{path} has {len(twice)} keys twice ({name_some(twice)}).")
+        return made
+
+    return build

@@ -1,0 +1,156 @@
+"""Compares two runs on the same questions: paired bootstrap interval and McNemar's exact test.
+
+python -m eval.compare RUN_A RUN_B
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from eval.answers import InputError, name_some, read_text
+from eval.intervals import bootstrap_mean, mcnemar_exact
+from sparse_vlm.atomic import write_atomic
+
+SCORES = "scores.json"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """B minus A over the questions that both runs answered, in percent.
+
+    Attributes:
+        n: Questions compared.
+        first: Mean score of A.
+        second: Mean score of B.
+        difference: B minus A.
+        low: Lower end of the difference's 95 % interval (paired bootstrap).
+        high: Upper end.
+        only_first: Questions that only A got right; None where scores are soft.
+        only_second: Questions that only B got right; None where scores are soft.
+        p: Two-sided p of McNemar's exact test; None where scores are soft.
+        dropped: Questions that only one of the runs answered.
+    """
+
+    n: int
+    first: float
+    second: float
+    difference: float
+    low: float
+    high: float
+    only_first: int | None
+    only_second: int | None
+    p: float | None
+    dropped: int
+
+
+def load_run(path: Path) -> dict[str, Any]:
+    """Reads what `eval.rescore --json` wrote, or the `scores.json` of a run's folder.
+
+    Raises:
+        InputError: If it is neither.
+    """
+    file = path / SCORES if path.is_dir() else path
+    try:
+        content = json.loads(read_text(file))
+    except json.JSONDecodeError as error:
+        raise InputError(f"{file} is not JSON ({error}).") from None
+    if not isinstance(content, dict) or not isinstance(content.get("units"), dict):
+        raise InputError(
+            f'{file} holds no scores of single questions ("units"); was it written by eval.rescore?'
+        )
+    if not content["units"]:
+        raise InputError(f"{file} holds the scores of no question.")
+    return content
+
+
+def compare_scores(first: Mapping[str, float], second: Mapping[str, float]) -> Comparison:
+    """Compares two runs' scores, 0 ... 1 by question.
+
+    Raises:
+        InputError: If they have no question in common.
+    """
+    shared = [key for key in first if key in second]
+    dropped = len(first) + len(second) - 2 * len(shared)
+    if not shared:
+        raise InputError(
+            f"The two runs share no question ({name_some(list(first), 3)} against {name_some(list(second), 3)})."
+        )
+    gains = [second[key] - first[key] for key in shared]
+    low, high = bootstrap_mean(gains)
+    only_first = only_second = p = None
+    if all(run[key] in (0, 1) for run in (first, second) for key in shared):
+        only_first = sum(gain < 0 for gain in gains)
+        only_second = sum(gain > 0 for gain in gains)
+        p = mcnemar_exact(only_first, only_second)
+    n = len(shared)
+    return Comparison(
+        n,
+        100 * sum(first[key] for key in shared) / n,
+        100 * sum(second[key] for key in shared) / n,
+        100 * sum(gains) / n,
+        100 * low,
+        100 * high,
+        only_first,
+        only_second,
+        p,
+        dropped,
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns its exit status."""
+    parser = argparse.ArgumentParser(prog="python -m eval.compare", description=__doc__.split("\n")[0])
+    parser.add_argument("run_a", type=Path, help="a run's folder, or the JSON of eval.rescore")
+    parser.add_argument("run_b", type=Path)
+    parser.add_argument("--json", type=Path, help="write the comparison here")
+    parser.add_argument(
+        "--allow-missing", action="store_true", help="compare the questions that both runs answered only"
+    )
+    options = parser.parse_args(arguments)
+    try:
+        a, b = load_run(options.run_a), load_run(options.run_b)
+        for field in ("task", "scorer"):
+            if a.get(field) != b.get(field):
+                raise InputError(f"The runs differ in {field}: {a.get(field)!r} and {b.get(field)!r}.")
+        made = compare_scores(a["units"], b["units"])
+        if made.dropped and not options.allow_missing:
+            raise InputError(
+                f"{made.dropped} questions were answered by one of the runs only; "
+                "pass --allow-missing to compare the other ones."
+            )
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(format_comparison(made, a.get("task", ""), str(options.run_a), str(options.run_b)))
+    if options.json is not None:
+        write_atomic(options.json, json.dumps(asdict(made), indent=1).encode())
+    return 0
+
+
+def format_comparison(made: Comparison, task: str, first: str, second: str) -> str:
+    """The printed comparison."""
+    lines = [
+        f"{task}, score a question, n = {made.n}",
+        f"A  {made.first:7.2f} %  {first}",
+        f"B  {made.second:7.2f} %  {second}",
+        f"B - A  {made.difference:+.2f} points, 95 % {made.low:+.2f} ... {made.high:+.2f} (paired bootstrap)",
+    ]
+    if made.p is not None:
+        lines.append(
+            f"only A right: {made.only_first}, only B right: {made.only_second}, McNemar exact p = {made.p:.3g}"
+        )
+    else:
+        lines.append("McNemar's test is for right-or-wrong scores; these are soft")
+    if made.dropped:
+        lines.append(f"{made.dropped} questions that only one of the runs answered were left out")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Scoring rules, each equal to its official scorer."""

@@ -1,0 +1,184 @@
+"""What a benchmark is to this package: examples, a prompt, a judge, and figures with their intervals."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from eval.answers import AnswerRecord, InputError, name_some
+from eval.intervals import Figure
+
+LLAVA = "llava-1.5"
+LMMS_EVAL = "lmms-eval"
+SHORT_ANSWER = "\nAnswer the question using a single word or phrase."
+OPTION_LETTER = "\nAnswer with the option's letter from the given choices directly."
+
+
+@dataclass(frozen=True)
+class Example:
+    """One question of a benchmark.
+
+    Attributes:
+        key: Unique name of the example within its benchmark.
+        question_id: The identifier the benchmark's own files and submission formats use.
+        question: The bare question, without any instruction to the model.
+        image: File name below the picture folder; None for a question without a picture.
+        answers: Gold answers; empty where the benchmark keeps them on a server.
+        choices: Options of a multiple-choice question, in the order of their letters.
+        category: The group its score is reported under.
+        llava_prompt: The prompt in LLaVA's own question file, if the example was read from one.
+        optional: Scored if answered, not missed if not (SEED-Bench's video questions).
+        aliases: Other keys an answer file may know the example by.
+        facts: What only this benchmark's scorer needs.
+    """
+
+    key: str
+    question_id: int | str
+    question: str
+    image: str | None
+    answers: tuple[str, ...] = ()
+    choices: tuple[str, ...] = ()
+    category: str = ""
+    llava_prompt: str | None = None
+    optional: bool = False
+    aliases: tuple[str, ...] = ()
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What a scorer made of one answer.
+
+    Attributes:
+        key: The example's key.
+        score: In 0 ... 1, under the benchmark's own rule.
+        parsed: What the scorer read out of the answer.
+        category: The example's category.
+        facts: What this benchmark's `aggregate` needs besides.
+    """
+
+    key: str
+    score: float
+    parsed: str
+    category: str = ""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Task(ABC):
+    """A benchmark. One subclass a file in `eval/tasks`.
+
+    Attributes:
+        name: How the command line calls it.
+        scorer: The rule behind the figures, printed beside each of them.
+        primary: The figure that stands for the benchmark when one number is wanted.
+        empty_reads: What the official rule makes of an empty answer.
+        prompts: Prompt protocols that are known to be those of their source.
+    """
+
+    name: str
+    scorer: str
+    primary: str
+    empty_reads: str = "wrong"
+    prompts: tuple[str, ...] = (LLAVA, LMMS_EVAL)
+
+    @abstractmethod
+    def load_examples(
+        self, questions: Path | None, annotations: Path | None, images: Path | None = None
+    ) -> list[Example]:
+        """Reads the benchmark's files as they are distributed.
+
+        Args:
+            questions: The question file, official or LLaVA's; None where the annotations hold the questions.
+            annotations: The file or folder with the gold answers; None where there are none.
+            images: Picture folder. If given, every picture must be in it.
+
+        Raises:
+            InputError: If a file is missing, of another split, damaged, or names pictures that are not there.
+        """
+
+    @abstractmethod
+    def judge(self, example: Example, answer: str, as_written: bool = False) -> Judgement:
+        """Scores one answer.
+
+        Args:
+            example: An example of this task with gold answers.
+            answer: The answer.
+            as_written: True if it comes from a file in the benchmark's own submission format. False for a
+                model's raw text, which goes through the same conversion as LLaVA's scripts put it through.
+        """
+
+    @abstractmethod
+    def aggregate(self, judgements: Sequence[Judgement]) -> dict[str, Figure]:
+        """Turns judgements into named figures, each with n and a 95 % interval."""
+
+    def prompt(self, example: Example, protocol: str = LLAVA) -> str:
+        """The text shown to the model, without the image token and the chat template.
+
+        Raises:
+            InputError: If this benchmark does not have the protocol.
+        """
+        if protocol not in self.prompts:
+            known = " and ".join(repr(name) for name in self.prompts)
+            raise InputError(f"{self.name} has no prompt protocol {protocol!r}; it has {known}.")
+        if protocol == LLAVA:
+            return self.llava_prompt(example) if example.llava_prompt is None else example.llava_prompt
+        return self.lmms_prompt(example)
+
+    def llava_prompt(self, example: Example) -> str:
+        """LLaVA-1.5's prompt, for an example that was not read from LLaVA's own question file."""
+        return example.question + SHORT_ANSWER
+
+    def lmms_prompt(self, example: Example) -> str:
+        """lmms-eval's prompt (checked against release 0.7.3)."""
+        return example.question + SHORT_ANSWER
+
+    def record_keys(self, record: AnswerRecord) -> tuple[str, ...]:
+        """Keys or aliases under which an answer's example may be found, the most exact first."""
+        return (str(record.question_id),) if record.question_id is not None else ()
+
+    def units(self, judgements: Sequence[Judgement]) -> dict[str, float]:
+        """The independent units of the primary accuracy and their scores, for paired comparisons."""
+        return {judgement.key: judgement.score for judgement in judgements}
+
+    def submission(self, examples: Sequence[Example], answers: Mapping[str, str]) -> tuple[str, bytes] | None:
+        """The file to upload where a server or a judge scores: its suffix and content, or None."""
+        return None
+
+
+def find_missing_pictures(examples: Sequence[Example], images: Path) -> list[str]:
+    """Names of the pictures that the examples need and the folder does not have, each once."""
+    if not images.is_dir():
+        raise InputError(f"The picture folder {images} does not exist.")
+    wanted = dict.fromkeys(example.image for example in examples if example.image is not None)
+    return [name for name in wanted if not (images / name).is_file()]
+
+
+def checked(examples: list[Example], images: Path | None, source: Path) -> list[Example]:
+    """Returns the examples after the checks that every benchmark needs.
+
+    Raises:
+        InputError: If there are none, if two share a key, or if pictures are missing.
+    """
+    if not examples:
+        raise InputError(f"{source} holds no questions.")
+    seen: set[str] = set()
+    repeated: dict[str, None] = {}
+    for example in examples:
+        if example.key in seen:
+            repeated[example.key] = None
+        seen.add(example.key)
+    if repeated:
+        raise InputError(
+            f"{source} asks {len(repeated)} questions more than once ({name_some(list(repeated))}); "
+            "each must be there once."
+        )
+    if images is not None:
+        missing = find_missing_pictures(examples, images)
+        if missing:
+            raise InputError(
+                f"{len(missing)} pictures of {source} are not in {images} ({name_some(missing)})."
+            )
+    return examples

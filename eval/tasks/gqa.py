@@ -1,0 +1,99 @@
+"""GQA: compositional questions about Visual Genome photographs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from eval.answers import InputError, name_some, read_json_or_lines
+from eval.intervals import Figure, accuracy_figure
+from eval.questions import Question, is_llava_file, llava_questions, need, required
+from eval.task import Example, Judgement, Task, checked
+
+
+def convert(text: str) -> str:
+    """LLaVA's conversion of raw text to a GQA prediction."""
+    return text.rstrip(".").lower()
+
+
+class Gqa(Task):
+    """Exact match over the balanced questions, overall and by question type."""
+
+    name = "gqa"
+    scorer = "GQA official"
+    primary = "accuracy"
+
+    def load_examples(
+        self, questions: Path | None, annotations: Path | None, images: Path | None = None
+    ) -> list[Example]:
+        path = required(questions or annotations, "The question file (--questions)")
+        content = read_json_or_lines(path, distinct_keys=True)
+        asked: list[Question] | None = None
+        if is_llava_file(content):
+            asked = llava_questions(content, path)
+            source = required(annotations, "GQA's question JSON with the answers (--annotations)")
+        else:
+            source = annotations or path
+        gold = content if source == path else read_json_or_lines(source, distinct_keys=True)
+        if not isinstance(gold, dict) or not all(isinstance(row, dict) for row in gold.values()):
+            raise InputError(
+                f"{source} is no GQA question file: expected an object of questions by their id."
+            )
+        if asked is None:
+            rows = content if isinstance(content, dict) else gold
+            asked = [_question(key, row, path) for key, row in rows.items() if row.get("isBalanced", True)]
+        orphans = [row.question_id for row in asked if str(row.question_id) not in gold]
+        if orphans:
+            raise InputError(
+                f"{len(orphans)} of {len(asked)} questions of {path} are not in {source} "
+                f"({name_some(orphans)}); is it another split's file?"
+            )
+        return checked([_example(row, gold[str(row.question_id)], source) for row in asked], images, path)
+
+    def judge(self, example: Example, answer: str, as_written: bool = False) -> Judgement:
+        prediction = answer if as_written else convert(answer)
+        score = float(prediction == example.answers[0])
+        facts = {name: example.facts[name] for name in ("structural", "semantic")}
+        return Judgement(example.key, score, prediction, example.category, facts)
+
+    def aggregate(self, judgements: Sequence[Judgement]) -> dict[str, Figure]:
+        figures = {"accuracy": accuracy_figure([j.score for j in judgements], self.scorer)}
+        for name in sorted({j.category for j in judgements} - {""}):
+            scores = [j.score for j in judgements if j.category == name]
+            figures[name] = accuracy_figure(scores, self.scorer)
+        for kind in ("structural", "semantic"):
+            for name in sorted({j.facts[kind] for j in judgements} - {""}):
+                scores = [j.score for j in judgements if j.facts[kind] == name]
+                figures[f"{kind}/{name}"] = accuracy_figure(scores, self.scorer, detail=True)
+        return figures
+
+    def submission(self, examples: Sequence[Example], answers: Mapping[str, str]) -> tuple[str, bytes] | None:
+        rows = [
+            {"questionId": e.question_id, "prediction": convert(answers[e.key])}
+            for e in examples
+            if e.key in answers
+        ]
+        return ".json", json.dumps(rows).encode()
+
+
+def _question(key: str, row: dict[str, Any], path: Path) -> Question:
+    need(row, ("question", "imageId"), path, f"question {key}")
+    return Question(key, row["question"], f"{row['imageId']}.jpg")
+
+
+def _example(row: Question, gold: dict[str, Any], source: Path) -> Example:
+    need(gold, ("answer",), source, f"question {row.question_id}")
+    types = gold.get("types") or {}
+    structural = types.get("structural") or ""
+    return Example(
+        key=str(row.question_id),
+        question_id=str(row.question_id),
+        question=row.text,
+        image=row.image,
+        answers=(gold["answer"],),
+        category=("open" if structural == "query" else "binary") if structural else "",
+        llava_prompt=row.llava_prompt,
+        facts={"structural": structural, "semantic": types.get("semantic") or ""},
+    )

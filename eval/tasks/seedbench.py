@@ -1,0 +1,103 @@
+"""SEED-Bench: multiple choice in nine kinds of question about pictures (and three about videos)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from eval.answers import InputError, read_json_or_lines
+from eval.intervals import Figure, accuracy_figure
+from eval.metrics.choices import read_first_letter
+from eval.questions import is_llava_file, need, required
+from eval.task import OPTION_LETTER, Example, Judgement, Task, checked
+
+_LETTERS = "ABCD"
+_FIRST = "first letter (lmms-eval)"
+
+
+class SeedBench(Task):
+    """Accuracy over the picture questions; video questions are scored too where they were answered."""
+
+    name = "seedbench"
+    scorer = "letter alone (LLaVA)"
+    primary = "image"
+
+    def load_examples(
+        self, questions: Path | None, annotations: Path | None, images: Path | None = None
+    ) -> list[Example]:
+        source = required(annotations or questions, "SEED-Bench.json (--annotations)")
+        content = read_json_or_lines(source)
+        if not isinstance(content, dict) or "questions" not in content:
+            raise InputError(f'{source} is no SEED-Bench file: expected {{"questions": […]}}.')
+        names = {number: name for name, number in content.get("question_type", {}).items()}
+        examples = []
+        for place, row in enumerate(content["questions"], start=1):
+            need(row, ("question_id", "question", "answer", "data_type"), source, f"question {place}")
+            kind = row.get("question_type_id")
+            video = row["data_type"] != "image"
+            examples.append(
+                Example(
+                    key=str(row["question_id"]),
+                    question_id=row["question_id"],
+                    question=row["question"],
+                    image=None if video else row.get("data_id"),
+                    answers=(row["answer"],),
+                    choices=tuple(row.get(f"choice_{letter.lower()}", "") for letter in _LETTERS),
+                    category=names.get(kind, str(kind)),
+                    optional=video,
+                    facts={"type": "video" if video else "image"},
+                )
+            )
+        if questions is not None and questions != source:
+            examples = _with_prompts(examples, questions)
+        return checked(examples, images, source)
+
+    def judge(self, example: Example, answer: str, as_written: bool = False) -> Judgement:
+        gold = example.answers[0]
+        facts = {"type": example.facts["type"], "first": float(read_first_letter(answer) == gold.upper())}
+        return Judgement(example.key, float(answer == gold), answer, example.category, facts)
+
+    def aggregate(self, judgements: Sequence[Judgement]) -> dict[str, Figure]:
+        figures = {}
+        for kind in ("image", "video"):
+            group = [j for j in judgements if j.facts["type"] == kind]
+            if group:
+                figures[kind] = accuracy_figure([j.score for j in group], self.scorer)
+                figures[f"{kind}_first_letter"] = accuracy_figure([j.facts["first"] for j in group], _FIRST)
+        if "image" in figures and "video" in figures:
+            figures["all"] = accuracy_figure([j.score for j in judgements], self.scorer)
+        for name in sorted({j.category for j in judgements}):
+            scores = [j.score for j in judgements if j.category == name]
+            figures[f"type/{name}"] = accuracy_figure(scores, self.scorer)
+        return figures
+
+    def units(self, judgements: Sequence[Judgement]) -> dict[str, float]:
+        return {j.key: j.score for j in judgements if j.facts["type"] == "image"}
+
+    def llava_prompt(self, example: Example) -> str:
+        return self.lmms_prompt(example)
+
+    def lmms_prompt(self, example: Example) -> str:
+        options = "\n".join(f"{a}. {text}" for a, text in zip(_LETTERS, example.choices, strict=False))
+        return f"{example.question}\n{options}{OPTION_LETTER}"
+
+    def submission(self, examples: Sequence[Example], answers: Mapping[str, str]) -> tuple[str, bytes] | None:
+        rows = (
+            json.dumps({"question_id": e.question_id, "prediction": answers[e.key]})
+            for e in examples
+            if e.key in answers
+        )
+        return ".jsonl", "".join(f"{row}\n" for row in rows).encode()
+
+
+def _with_prompts(examples: list[Example], questions: Path) -> list[Example]:
+    """The examples with LLaVA's prompts, where its question file is given."""
+    content = read_json_or_lines(questions)
+    if not is_llava_file(content):
+        raise InputError(f"{questions} is not LLaVA's question file for SEED-Bench.")
+    prompts = {str(row["question_id"]): row["text"] for row in content}
+    if not any(example.key in prompts for example in examples):
+        raise InputError(f"None of the questions of {questions} is in the annotation file.")
+    return [replace(e, llava_prompt=prompts[e.key]) for e in examples if e.key in prompts]

@@ -1,0 +1,100 @@
+"""VQA v2: open questions about COCO photographs, ten people's answers each."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from eval.answers import InputError, name_some, read_json_or_lines
+from eval.intervals import Figure, accuracy_figure
+from eval.metrics.vqa import normalise_evalai, vqa_accuracy
+from eval.questions import load_vqa_questions, need, required
+from eval.task import Example, Judgement, Task, checked
+
+
+class VqaV2(Task):
+    """Soft accuracy with the official normalisation, overall and by answer type."""
+
+    name = "vqav2"
+    scorer = "VQA v2 official"
+    primary = "accuracy"
+
+    def load_examples(
+        self, questions: Path | None, annotations: Path | None, images: Path | None = None
+    ) -> list[Example]:
+        path = required(questions, "The question file (--questions)")
+        content = read_json_or_lines(path)
+        rows = load_vqa_questions(path, content)
+        gold: dict[int | str, dict[str, Any]] | None = None
+        if annotations is not None:
+            subset = content.get("data_subtype") if isinstance(content, dict) else None
+            gold = _load_annotations(annotations, subset, path)
+            orphans = [row.question_id for row in rows if row.question_id not in gold]
+            if orphans:
+                raise InputError(
+                    f"{len(orphans)} of {len(rows)} questions of {path} have no annotation in {annotations} "
+                    f"({name_some(orphans)}); is it another split's file?"
+                )
+        examples = []
+        for row in rows:
+            entry = gold[row.question_id] if gold else {"answers": []}
+            examples.append(
+                Example(
+                    key=str(row.question_id),
+                    question_id=row.question_id,
+                    question=row.text,
+                    image=row.image,
+                    answers=tuple(str(person["answer"]) for person in entry["answers"]),
+                    category=entry.get("answer_type", ""),
+                    llava_prompt=row.llava_prompt,
+                    facts={"people": entry["answers"], "question_type": entry.get("question_type", "")},
+                )
+            )
+        return checked(examples, images, path)
+
+    def judge(self, example: Example, answer: str, as_written: bool = False) -> Judgement:
+        # LLaVA's script puts raw text through the EvalAI processor before it becomes a submission.
+        submitted = answer if as_written else normalise_evalai(answer)
+        score, compared = vqa_accuracy(submitted, example.facts["people"])
+        facts = {"question_type": example.facts["question_type"]}
+        return Judgement(example.key, score, compared, example.category, facts)
+
+    def aggregate(self, judgements: Sequence[Judgement]) -> dict[str, Figure]:
+        figures = {"accuracy": accuracy_figure([j.score for j in judgements], self.scorer)}
+        for name in sorted({j.category for j in judgements} - {""}):
+            scores = [j.score for j in judgements if j.category == name]
+            figures[f"answer_type/{name}"] = accuracy_figure(scores, self.scorer)
+        by_question: dict[str, list[float]] = {}
+        for judgement in judgements:
+            by_question.setdefault(judgement.facts["question_type"], []).append(judgement.score)
+        for name in sorted(by_question.keys() - {""}):
+            figures[f"question_type/{name}"] = accuracy_figure(by_question[name], self.scorer, detail=True)
+        return figures
+
+    def submission(self, examples: Sequence[Example], answers: Mapping[str, str]) -> tuple[str, bytes] | None:
+        rows = [
+            {"question_id": e.question_id, "answer": normalise_evalai(answers[e.key])}
+            for e in examples
+            if e.key in answers
+        ]
+        return ".json", json.dumps(rows).encode()
+
+
+def _load_annotations(path: Path, subset: str | None, questions: Path) -> dict[int | str, dict[str, Any]]:
+    content = read_json_or_lines(path)
+    if not isinstance(content, dict) or "annotations" not in content:
+        raise InputError(f'{path} is no VQA v2 annotation file: expected {{"annotations": […]}}.')
+    own = content.get("data_subtype")
+    if subset is not None and own is not None and subset != own:
+        raise InputError(f"{questions} holds the questions of {subset}, and {path} the answers of {own}.")
+    made: dict[int | str, dict[str, Any]] = {}
+    for number, row in enumerate(content["annotations"], start=1):
+        need(row, ("question_id", "answers"), path, f"annotation {number}")
+        if not row["answers"]:
+            raise InputError(f"Annotation {number} of {path} has no answers.")
+        if row["question_id"] in made:
+            raise InputError(f"{path} annotates question {row['question_id']} twice.")
+        made[row["question_id"]] = row
+    return made
