@@ -5,8 +5,8 @@ trainer and evaluation scripts; this class answers all of them with an encoder d
 torch and this package's core only; transformers is touched when a picture is prepared.
 
 A *frozen* encoder stays out of the module tree: DeepSpeed, peft and ``save_pretrained`` never see it, it
-keeps its fp32 weights whatever the language model's precision, and checkpoints carry no copy of it. An encoder
-that is to be *tuned* is registered like any other module.
+keeps its fp32 weights whatever the language model's precision, and checkpoints carry no copy of it. An
+encoder that is to be *tuned* is registered like any other module.
 """
 
 from __future__ import annotations
@@ -18,14 +18,13 @@ from dataclasses import dataclass
 from os import PathLike
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from sparse_vlm.checkpoint import MODEL_TYPE, load_config, load_encoder
 from sparse_vlm.encoder import SparseFormer
-from sparse_vlm.transform import ImageTransform, TransformConfig
+
+from .llava.image_processor import EncoderImageProcessor
 
 _FEATURES = ("patch", "cls_patch")
 
@@ -52,62 +51,11 @@ class TowerConfig:
     model_type: str = MODEL_TYPE
 
 
-class EncoderImageProcessor:
-    """The encoder's own image transform behind the face of a transformers image processor.
-
-    Args:
-        config: sizes, interpolation and pixel statistics.
-    """
-
-    model_input_names = ("pixel_values",)
-
-    def __init__(self, config: TransformConfig) -> None:
-        self.transform = ImageTransform(config)
-        self.image_mean = list(config.mean)
-        self.image_std = list(config.std)
-        self.size = {"shortest_edge": min(config.height, config.width)}
-        self.crop_size = {"height": config.height, "width": config.width}
-
-    def preprocess(self, images: Any, return_tensors: str | None = None) -> Any:
-        """Prepare one picture or a list of them.
-
-        Args:
-            images: Pillow pictures of any mode, or uint8 arrays (H, W, 3) or (H, W).
-            return_tensors: ``"pt"``, ``"np"``, or None for a list of arrays.
-
-        Returns:
-            A transformers ``BatchFeature`` whose ``pixel_values`` are (B, 3, H, W), fp32.
-
-        Raises:
-            TypeError: for something that is not a picture.
-            ValueError: for another kind of tensors.
-        """
-        from transformers import BatchFeature
-
-        if return_tensors not in (None, "pt", "np"):
-            raise ValueError(f"return_tensors must be 'pt', 'np' or None, got {return_tensors!r}")
-        pictures = images if isinstance(images, (list, tuple)) else [images]
-        tensors = [self.transform(_as_picture(picture)) for picture in pictures]
-        values: Any
-        if return_tensors == "pt":
-            values = torch.stack(tensors)  # (B, 3, H, W)
-        elif return_tensors == "np":
-            values = torch.stack(tensors).numpy()  # (B, 3, H, W)
-        else:
-            values = [tensor.numpy() for tensor in tensors]
-        return BatchFeature({"pixel_values": values})
-
-    __call__ = preprocess
-
-    def __repr__(self) -> str:
-        return f"EncoderImageProcessor({self.transform.config})"
-
-
 class SparseFormerVisionTower(nn.Module):
     """LLaVA's vision tower contract over an encoder directory.
 
-    ``mm_vision_select_layer`` counts the L + 1 states of the cortex as transformers counts hidden states: 0 is
-    its input, L (or -1) its end. The end is normalised by the encoder's final norm, as the encoder was
+    ``mm_vision_select_layer`` counts the L + 1 states of the cortex as transformers counts hidden states: 0
+    is its input, L (or -1) its end. The end is normalised by the encoder's final norm, as the encoder was
     bootstrapped; states before it are not. ``mm_vision_select_feature`` ``"patch"`` drops the class token
     where there is one, ``"cls_patch"`` keeps every token; :attr:`num_patches` follows.
 
@@ -344,20 +292,11 @@ def check_arguments(args: Any) -> None:
     merge = getattr(args, "mm_patch_merge_type", None) or "flat"
     if merge != "flat":
         raise ValueError(
-            f"mm_patch_merge_type={merge!r} lays visual tokens out as a grid, and a SparseFormer's tokens look "
-            "wherever they like; use 'flat' (with image_aspect_ratio 'anyres' too, if you want tiles)"
+            f"mm_patch_merge_type={merge!r} lays visual tokens out as a grid, and a SparseFormer's tokens "
+            "look wherever they like; use 'flat' (with image_aspect_ratio 'anyres' too, if you want tiles)"
         )
     if getattr(args, "s2", False):
         raise ValueError("s2=True scales a grid of patches, which a SparseFormer does not have; leave it out")
-
-
-def _as_picture(value: Any) -> Image.Image:
-    if isinstance(value, Image.Image):
-        return value
-    if isinstance(value, np.ndarray) and value.dtype == np.uint8 and value.ndim in (2, 3):
-        return Image.fromarray(value)
-    described = f"{value.dtype} array of shape {value.shape}" if isinstance(value, np.ndarray) else type(value)
-    raise TypeError(f"expected a Pillow picture or a uint8 array (H, W, 3), got {described}")
 
 
 def _choose_device(device_map: str | int | torch.device | Mapping[str, Any] | None) -> torch.device:
