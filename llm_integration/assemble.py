@@ -20,11 +20,11 @@ from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
+    GenerationConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaProcessor,
     PreTrainedModel,
-    PreTrainedTokenizerBase,
 )
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
@@ -58,7 +58,7 @@ def resolve_llm(name: str) -> tuple[str, bool]:
     return name, True
 
 
-def load_llm(name: str, dtype: torch.dtype | None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_llm(name: str, dtype: torch.dtype | None) -> tuple[PreTrainedModel, Any]:
     """Load a causal language model and its tokenizer.
 
     Args:
@@ -75,8 +75,8 @@ def load_llm(name: str, dtype: torch.dtype | None) -> tuple[PreTrainedModel, Pre
 
 def build_llava(
     encoder: SparseFormer,
-    llm: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    llm: Any,
+    tokenizer: Any,
     num_tokens: int | None = None,
     template: str | None = None,
 ) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
@@ -147,7 +147,7 @@ def build_projector(config: LlavaConfig) -> LlavaMultiModalProjector:
 
 
 @torch.no_grad()
-def add_tokens(llm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str]) -> int:
+def add_tokens(llm: Any, tokenizer: Any, tokens: Sequence[str]) -> int:
     """Add special tokens, with the mean of all embeddings as theirs, and return the id of the first.
 
     Rows that a language model keeps free behind its vocabulary are used before the tables grow.
@@ -158,7 +158,8 @@ def add_tokens(llm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tokens:
     tokenizer.add_special_tokens({"additional_special_tokens": fresh}, replace_extra_special_tokens=False)
     if len(tokenizer) > llm.get_input_embeddings().weight.shape[0]:
         llm.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-    tables = {id(t.weight): t.weight for t in (llm.get_input_embeddings(), llm.get_output_embeddings())}
+    layers: tuple[Any, Any] = (llm.get_input_embeddings(), llm.get_output_embeddings())
+    tables = {id(layer.weight): layer.weight for layer in layers}
     ids = [int(tokenizer.convert_tokens_to_ids(token)) for token in fresh]
     for table in tables.values():
         mean = table[: min(known, table.shape[0])].float().mean(dim=0).to(table.dtype)
@@ -167,11 +168,9 @@ def add_tokens(llm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tokens:
     return int(tokenizer.convert_tokens_to_ids(tokens[0]))
 
 
-def build_generation_config(
-    llm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, image_token: int, template: str
-) -> Any:
+def build_generation_config(llm: Any, tokenizer: Any, image_token: int, template: str) -> GenerationConfig:
     """The language model's own settings, never to write an image token, and to stop as the template does."""
-    settings = llm.generation_config
+    settings: GenerationConfig = llm.generation_config
     settings.suppress_tokens = sorted({*(settings.suppress_tokens or ()), image_token})
     settings.pad_token_id = tokenizer.pad_token_id
     ends = settings.eos_token_id if settings.eos_token_id is not None else tokenizer.eos_token_id
@@ -198,7 +197,7 @@ def _check_unchanged(model: LlavaForConditionalGeneration, probe: Tensor, before
         return
     raise ValueError(
         "inside LLaVA this language model gives other answers to plain text than by itself, so LLaVA does "
-        f"not fit it (type {model.config.text_config.model_type!r})"
+        f"not fit it ({type(model.model.language_model).__name__})"
     )
 
 

@@ -138,6 +138,7 @@ def test_every_parameter_gets_a_gradient_with_and_without_checkpointing(
         torch.testing.assert_close(gradients[1][name], gradient, msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 def test_full_graph_compile(llava_dir: Path, processor: Any, picture: Image.Image, backend: str) -> None:
     model = AutoModelForImageTextToText.from_pretrained(llava_dir)

@@ -141,6 +141,7 @@ def test_dtype(encoder_dir: Path, pictures: torch.Tensor) -> None:
     assert model(pictures).last_hidden_state.dtype == torch.bfloat16
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 def test_compiles_as_one_graph(encoder_dir: Path, pictures: torch.Tensor, backend: str) -> None:
     model = SparseFormerVisionModel.from_encoder_directory(encoder_dir, pooling_head=False)
