@@ -79,11 +79,12 @@ class AdaptiveMixing(nn.Module):
         """
         batch, count = tokens.shape[:2]
         generated = self.generator_out(self.generator_in(self.norm(tokens)))
-        split = self.channels * self.channels
-        by_channel = generated[..., :split].reshape(batch * count, self.channels, self.channels)  # (BN, C, C)
-        by_point = generated[..., split:].reshape(
-            batch * count, self.mixing_points, self.num_points
-        )  # (BN, Q, P)
+        # One split, not two slices: the gradient of a slice is a zero-filled copy of the whole.
+        by_channel, by_point = generated.split(
+            (self.channels * self.channels, self.mixing_points * self.num_points), dim=-1
+        )
+        by_channel = by_channel.reshape(batch * count, self.channels, self.channels)  # (BN, C, C)
+        by_point = by_point.reshape(batch * count, self.mixing_points, self.num_points)  # (BN, Q, P)
         mixed = samples.reshape(batch * count, self.num_points, self.channels)  # (BN, P, C)
         if self.channel_bias is not None and self.point_bias is not None:
             mixed = F.gelu(torch.bmm(mixed, by_channel) + self.channel_bias)

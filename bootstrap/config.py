@@ -1,0 +1,262 @@
+"""The settings of a bootstrap run: frozen dataclasses that refuse what does not fit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from sparse_vlm.settings import build_settings
+
+from .data.config import DataConfig
+
+Precision = Literal["fp32", "bf16"]
+Engine = Literal["auto", "single", "ddp", "deepspeed"]
+
+
+@dataclass(frozen=True)
+class TeacherSettings:
+    """Which ViT to bootstrap from.
+
+    Attributes:
+        name: see :func:`bootstrap.teacher.load_teacher`.
+        weights: checkpoint file, where the name is an architecture.
+        precision: of its arithmetic; it is never trained.
+    """
+
+    name: str
+    weights: str | None = None
+    precision: Precision = "fp32"
+
+
+@dataclass(frozen=True)
+class StudentSettings:
+    """The SparseFormer to make of it.
+
+    Attributes:
+        drop: first blocks of the ViT to replace by the focusing transformer; a third by default.
+        tune: next blocks, inherited and trained; a third by default.
+        freeze: last blocks, inherited and frozen; the rest by default.
+        architecture: fields of :class:`sparse_vlm.SparseFormerConfig` to set, for instance ``num_latents``.
+        start_from: an encoder directory to start from instead of the teacher's weights.
+        activation_checkpointing: recompute activations in the backward pass to save memory.
+        compile: compile the training step with ``torch.compile``.
+    """
+
+    drop: int | None = None
+    tune: int | None = None
+    freeze: int | None = None
+    architecture: dict[str, Any] = field(default_factory=dict)
+    start_from: str | None = None
+    activation_checkpointing: bool = False
+    compile: bool = False
+
+
+@dataclass(frozen=True)
+class ObjectiveSettings:
+    """Weights of the objectives (:mod:`bootstrap.objectives`), each mentioned where it is defined.
+
+    Attributes:
+        handover: hand-over tokens against RoI-pooled mid-depth teacher tokens.
+        tokens: final tokens against RoI-pooled final teacher tokens.
+        pooled_cosine: pooled embedding, cosine.
+        pooled: pooled embedding, squared distance in units of the teacher's spread.
+        relations: similarities between the pictures of a batch.
+        warmup: share of the steps at the beginning with the hand-over objective alone: the teacher stops
+            after its first third, the cortex is not run.
+        handover_end: the hand-over weight falls linearly to this share of itself at the end.
+    """
+
+    handover: float = 1.0
+    tokens: float = 1.0
+    pooled_cosine: float = 0.0
+    pooled: float = 1.0
+    relations: float = 0.0
+    warmup: float = 0.2
+    handover_end: float = 0.1
+
+    def __post_init__(self) -> None:
+        weights = {
+            name: getattr(self, name)
+            for name in ("handover", "tokens", "pooled_cosine", "pooled", "relations", "handover_end")
+        }
+        for name, weight in weights.items():
+            if weight < 0:
+                raise ValueError(f"{name} must be 0 or more, got {weight}")
+        if not 0 <= self.warmup <= 1:
+            raise ValueError(f"warmup is a share of the steps, 0 to 1, got {self.warmup}")
+        if self.warmup > 0 and not self.handover:
+            raise ValueError(
+                "warmup trains on the hand-over objective alone: set handover above 0 or warmup to 0"
+            )
+        if self.warmup < 1 and not any(
+            (self.handover, self.tokens, self.pooled_cosine, self.pooled, self.relations)
+        ):
+            raise ValueError("all objectives have weight 0: nothing to learn")
+
+
+@dataclass(frozen=True)
+class OptimiserSettings:
+    """AdamW with a cosine schedule.
+
+    Attributes:
+        lr: peak learning rate of stem and focusing transformer.
+        cortex_lr: peak learning rate of the tuned cortex blocks.
+        warmup_steps: steps of linear warm-up.
+        final_lr: share of the peak that the schedule ends at.
+        weight_decay: on matrices only, never on RoIs, embeddings, norms and biases.
+        beta1: decay of the first moment.
+        beta2: decay of the second moment.
+        clip_norm: gradients are scaled down to this norm.
+        ema: decay of an exponential moving average of the weights, which is then what is evaluated and saved;
+            0 for none.
+    """
+
+    lr: float = 1e-3
+    cortex_lr: float = 3e-4
+    warmup_steps: int = 100
+    final_lr: float = 0.02
+    weight_decay: float = 0.02
+    beta1: float = 0.9
+    beta2: float = 0.98
+    clip_norm: float = 1.0
+    ema: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("lr", "cortex_lr", "weight_decay", "warmup_steps"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
+        if self.clip_norm <= 0:
+            raise ValueError(f"clip_norm must be above 0, got {self.clip_norm}")
+        for name in ("beta1", "beta2", "ema"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 0 and less than 1, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class TargetSettings:
+    """Where teacher targets come from.
+
+    Attributes:
+        store: a folder to keep them in, so that each picture and view passes the teacher once; by default
+            the teacher looks at every batch anew. Needs ``data.views``.
+        max_gigabytes: refuse to start a store that would grow larger.
+    """
+
+    store: str | None = None
+    max_gigabytes: float = 200.0
+
+
+@dataclass(frozen=True)
+class HeldoutSettings:
+    """Held-out pictures, never trained on.
+
+    Attributes:
+        source: folder or tars, as in ``data.source``; None for no evaluation.
+        truth: how to know the right class: ``"none"``, ``"index_prefix"`` (file names begin with the class
+            index and an underscore), or a JSON file of picture name to class index.
+        classes: JSON file with ``classnames`` and ``templates`` for zero-shot classification by a teacher
+            with a text side.
+        limit: at most so many pictures.
+        batch_size: pictures at once.
+        every: evaluate every so many steps; 0 for only at the end.
+        tokens: token counts (class token included) to report at the end, besides the trained one.
+    """
+
+    source: str | None = None
+    truth: str = "none"
+    classes: str | None = None
+    limit: int = 1000
+    batch_size: int = 50
+    every: int = 0
+    tokens: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.limit < 1 or self.batch_size < 1 or self.every < 0:
+            raise ValueError("limit and batch_size must be at least 1, every at least 0")
+        if self.source is None and (self.truth != "none" or self.classes or self.every or self.tokens):
+            raise ValueError("truth, classes, every and tokens describe held-out pictures: name their source")
+
+
+@dataclass(frozen=True)
+class BootstrapConfig:
+    """One bootstrap run.
+
+    Attributes:
+        out: run directory: resolved configuration, log, checkpoints, and the encoder directory ``encoder``.
+        teacher: the ViT.
+        student: the SparseFormer.
+        data: the unlabelled pictures.
+        steps: optimiser steps.
+        batch_size: pictures of one process in one forward pass.
+        accumulate: forward passes per step.
+        objective: weights of the objectives.
+        optimiser: learning rates and their schedule.
+        targets: where teacher targets come from.
+        heldout: evaluation.
+        precision: ``"bf16"`` runs the student under autocast; weights and RoIs stay fp32.
+        engine: ``"auto"`` is ``"ddp"`` under torchrun and ``"single"`` otherwise.
+        deepspeed: DeepSpeed JSON for ``engine: deepspeed``.
+        device: ``"auto"`` takes a GPU if there is one.
+        seed: of weights, order and views.
+        log_every: write a log line every so many steps.
+        save_every: write a checkpoint every so many steps; 0 for only at the end.
+        keep_checkpoints: delete older ones.
+        figure: a photograph for the RoI picture; by default the first held-out picture.
+    """
+
+    out: str
+    teacher: TeacherSettings
+    data: DataConfig
+    steps: int
+    student: StudentSettings = field(default_factory=StudentSettings)
+    batch_size: int = 32
+    accumulate: int = 1
+    objective: ObjectiveSettings = field(default_factory=ObjectiveSettings)
+    optimiser: OptimiserSettings = field(default_factory=OptimiserSettings)
+    targets: TargetSettings = field(default_factory=TargetSettings)
+    heldout: HeldoutSettings = field(default_factory=HeldoutSettings)
+    precision: Precision = "fp32"
+    engine: Engine = "auto"
+    deepspeed: str | None = None
+    device: str = "auto"
+    seed: int = 0
+    log_every: int = 20
+    save_every: int = 0
+    keep_checkpoints: int = 2
+    figure: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "accumulate", "log_every", "keep_checkpoints"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.save_every < 0:
+            raise ValueError(f"save_every must be 0 or more, got {self.save_every}")
+        if (self.engine == "deepspeed") != (self.deepspeed is not None):
+            raise ValueError("engine=deepspeed and deepspeed=FILE.json go together: set both or neither")
+        if self.targets.store is not None and not self.data.views:
+            raise ValueError(
+                "targets.store keeps one target per picture and view, so the number of views must be finite: "
+                "set data.views to 1 or more, or targets.store to null"
+            )
+
+
+def read_config(path: str | Path, overrides: tuple[str, ...] = ()) -> BootstrapConfig:
+    """Read a YAML file and put ``key.sub=value`` overrides on top.
+
+    Raises:
+        ValueError: naming file, key and remedy.
+        FileNotFoundError: if there is no such file.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"there is no configuration file {path}; see configs/bootstrap/ for those that come with it"
+        )
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not valid YAML: {error}") from error
+    return build_settings(BootstrapConfig, values, overrides, source=path, parse_value=yaml.safe_load)

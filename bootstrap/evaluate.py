@@ -1,0 +1,181 @@
+"""Agreement with the teacher on held-out pictures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from sparse_vlm.draw import draw_rois
+from torch import Tensor
+
+from sparse_vlm.encoder import SparseFormer
+
+from .config import HeldoutSettings
+from .data import DataConfig, PictureSource, SkippedPictures, open_source, read_in_order
+from .data.decode import decode_picture
+from .teacher import Teacher
+
+
+class HeldOut:
+    """Held-out pictures, what the teacher says about them, and how to score a student on them.
+
+    Nearest-label agreement needs labels. A teacher with a text side and a class file labels by the nearest
+    class text (zero-shot); a classifier by its largest logit; any other teacher by the nearest of its own
+    embeddings, where the right label of a picture is the picture itself.
+
+    Args:
+        settings: which pictures and labels.
+        teacher: the teacher.
+
+    Raises:
+        ValueError: if pictures, truth or classes do not fit together.
+    """
+
+    def __init__(self, settings: HeldoutSettings, teacher: Teacher) -> None:
+        if settings.source is None:
+            raise ValueError("heldout.source names no pictures")
+        self.settings = settings
+        self.transform = teacher.spec.transform
+        source = open_source(DataConfig(source=settings.source))
+        if not isinstance(source, PictureSource):
+            raise ValueError(
+                f"heldout.source {settings.source!r} is a stream; held-out pictures must lie on this disk"
+            )
+        self.source = source
+        self.indices = list(range(min(settings.limit, len(source))))
+        self.skipped = SkippedPictures(source.title)
+        self.kept: list[int] = []
+        self.teacher_pooled = self._look_with_teacher(teacher)
+        self.labels, self.label_kind = _choose_labels(settings, teacher)
+        if self.label_kind == "retrieval":
+            self.labels = F.normalize(self.teacher_pooled, dim=-1)
+        self.truth = self._read_truth()
+
+    def _look_with_teacher(self, teacher: Teacher) -> Tensor:
+        pooled = []
+        for batch in self._batches(self.skipped):
+            self.kept += batch.indices.tolist()
+            seen = teacher(batch.images.to(teacher.device)).pooled
+            if seen is not None:
+                pooled.append(seen.float().cpu())
+        if not pooled:
+            raise ValueError(f"heldout.source {self.settings.source!r}: no picture could be decoded")
+        return torch.cat(pooled)
+
+    def _batches(self, skipped: SkippedPictures | None = None) -> Any:
+        return read_in_order(
+            self.source, self.transform, self.settings.batch_size, indices=self.indices, skipped=skipped
+        )
+
+    @torch.inference_mode()
+    def score(self, encoder: SparseFormer, num_tokens: int | None = None) -> dict[str, float]:
+        """Figures of an encoder.
+
+        Args:
+            encoder: in any mode; put back into it afterwards.
+            num_tokens: tokens per picture, class token included.
+
+        Returns:
+            ``cosine`` (mean over pictures), ``agreement`` (share of pictures with the teacher's label),
+            ``retrieval`` (share of pictures whose embedding is nearest to the teacher's of the same picture)
+            and, where the truth is known, ``top1``, ``teacher_top1`` and ``kept``, their ratio.
+        """
+        was_training = encoder.training
+        encoder.eval()
+        pooled = torch.cat(
+            [
+                encoder(batch.images.to(encoder.device), num_tokens).pooled.float().cpu()
+                for batch in self._batches()
+            ]
+        )
+        encoder.train(was_training)
+        wanted = self.teacher_pooled
+        nearest = (F.normalize(pooled, dim=-1) @ F.normalize(wanted, dim=-1).T).argmax(dim=-1)
+        itself = torch.arange(len(wanted))
+        figures = {
+            "cosine": float(F.cosine_similarity(pooled, wanted, dim=-1).mean()),
+            "retrieval": float((nearest == itself).float().mean()),
+        }
+        ours, theirs = self._label(pooled), self._label(wanted)
+        figures["agreement"] = float((ours == theirs).float().mean())
+        if self.truth is not None:
+            figures["top1"] = float((ours == self.truth).float().mean())
+            figures["teacher_top1"] = float((theirs == self.truth).float().mean())
+            figures["kept"] = figures["top1"] / figures["teacher_top1"] if figures["teacher_top1"] else 0.0
+        return figures
+
+    def _label(self, pooled: Tensor) -> Tensor:
+        if self.labels is None:
+            return pooled.argmax(dim=-1)
+        return (F.normalize(pooled, dim=-1) @ self.labels.T).argmax(dim=-1)
+
+    def _read_truth(self) -> Tensor | None:
+        truth = self.settings.truth
+        names = [Path(self.source.name(index)).name for index in self.kept]
+        if truth == "none":
+            return None
+        if self.label_kind == "retrieval":
+            raise ValueError(
+                f"heldout.truth={truth!r} needs a teacher that names classes: one with a classifier, or "
+                "with a text side and heldout.classes"
+            )
+        if truth == "index_prefix":
+            try:
+                return torch.tensor([int(name.split("_")[0]) for name in names])
+            except ValueError:
+                raise ValueError(
+                    "heldout.truth='index_prefix' expects file names like 207_golden_retriever.jpg, found "
+                    f"{next(name for name in names if not name.split('_')[0].isdigit())!r}"
+                ) from None
+        table = json.loads(Path(truth).read_text(encoding="utf-8"))
+        missing = [name for name in names if name not in table]
+        if missing:
+            raise ValueError(f"{truth} says nothing about {len(missing)} pictures, such as {missing[0]!r}")
+        return torch.tensor([int(table[name]) for name in names])
+
+    def picture(self, path: str | None) -> Image.Image:
+        """The photograph for RoI pictures: a file, or by default the first held-out picture."""
+        data = Path(path).read_bytes() if path else self.source.read(self.kept[0])
+        return decode_picture(data, 80_000_000)
+
+
+@torch.inference_mode()
+def draw_focus(encoder: SparseFormer, picture: Image.Image) -> Image.Image:
+    """The photograph as the encoder sees it, with every token's RoI and points, a panel per step."""
+    was_training = encoder.training
+    encoder.eval()
+    images = encoder.transform(picture).unsqueeze(0).to(encoder.device)
+    focus = encoder.focus(images)
+    encoder.train(was_training)
+    return draw_rois(
+        encoder.transform.crop(picture),
+        [rois[0] for rois in focus.rois],
+        [points[0] for points in focus.points],
+    )
+
+
+def _choose_labels(settings: HeldoutSettings, teacher: Teacher) -> tuple[Tensor | None, str]:
+    """Class embeddings (n, E), or None where the embedding is itself a row of logits; and their kind."""
+    if settings.classes is not None:
+        if not teacher.has_text:
+            raise ValueError(
+                f"heldout.classes needs a teacher with a text side and its tokenizer; {teacher.spec.name} "
+                "has none"
+            )
+        table = json.loads(Path(settings.classes).read_text(encoding="utf-8"))
+        if not {"classnames", "templates"} <= table.keys():
+            raise ValueError(
+                f"{settings.classes} must hold 'classnames' and 'templates', found {sorted(table)}"
+            )
+        rows = []
+        for name in table["classnames"]:
+            texts = teacher.encode_text([template.replace("{}", name) for template in table["templates"]])
+            rows.append(F.normalize(F.normalize(texts.float().cpu(), dim=-1).mean(dim=0), dim=-1))
+        return torch.stack(rows), "zero-shot"
+    if teacher.spec.output_width and not teacher.has_text and teacher.spec.head_bias:
+        return None, "classifier"
+    return None, "retrieval"

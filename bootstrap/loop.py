@@ -1,0 +1,107 @@
+"""The training step in plain view, and what happens around it every so often."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .config import BootstrapConfig
+from .data import PictureBatch, PictureStream
+from .distributed import TorchEngine
+from .log import RunLog
+from .optim import WeightAverage, schedule, set_learning_rate
+from .student import Student, weigh
+from .targets import TargetSource
+
+
+@dataclass
+class Run:
+    """Everything a training loop needs, prepared by :mod:`bootstrap.train`.
+
+    Attributes:
+        config: the run's settings.
+        engine: one process or many.
+        student: the encoder and its distances.
+        optimiser: AdamW.
+        targets: the teacher, or what it said before.
+        stream: batches of views.
+        average: moving average of the weights, or None.
+        log: progress bar, JSONL, TensorBoard.
+        step: steps done.
+        every: called with the number of steps done after each step: evaluation, figures, checkpoints.
+    """
+
+    config: BootstrapConfig
+    engine: TorchEngine
+    student: Student
+    optimiser: torch.optim.Optimizer
+    targets: TargetSource
+    stream: PictureStream
+    average: WeightAverage | None
+    log: RunLog
+    step: int
+    every: Callable[[int], None]
+
+
+def run_loop(run: Run) -> None:
+    """Train from ``run.step`` to the last step.
+
+    Raises:
+        FloatingPointError: if the loss is no longer a number; nothing is written after that.
+    """
+    config, engine = run.config, run.engine
+    warmup = round(config.objective.warmup * config.steps)
+    run.student.train()
+    batches = iter(run.stream)
+    waited = 0.0
+    for step in range(run.step, config.steps):
+        # --- one step -------------------------------------------------------------------------------------
+        warming_up = step < warmup
+        progress = 0.0 if warming_up else (step - warmup) / max(1, config.steps - warmup)
+        set_learning_rate(run.optimiser, schedule(step, config.steps, config.optimiser))
+        totals: dict[str, Tensor] = {}
+        for micro in range(config.accumulate):
+            batch, seconds = _next(batches)
+            waited += seconds
+            images = batch.images.to(engine.device, non_blocking=True)
+            targets = run.targets(batch, images, warming_up)
+            with engine.accumulating(last=micro == config.accumulate - 1):
+                distances = engine.forward(images, targets)
+                loss = weigh(distances, config.objective, progress)
+                engine.backward(loss)
+            for name, value in {**distances, "loss": loss}.items():
+                totals[name] = totals.get(name, 0) + value.detach() / config.accumulate
+        totals["gradient_norm"] = engine.step()
+        if run.average is not None:
+            run.average.update(run.student.encoder.named_parameters())
+        # --- now and then ---------------------------------------------------------------------------------
+        done = step + 1
+        pictures = config.batch_size * config.accumulate * engine.world_size
+        run.log.advance(pictures)
+        if done % config.log_every == 0 or done == config.steps:
+            # The one place where the loop waits for the device.
+            figures = {name: float(value) for name, value in totals.items()}
+            if not math.isfinite(figures["loss"]):
+                raise FloatingPointError(
+                    f"the loss is {figures['loss']} at step {done} ({_worst(figures)}): lower optimiser.lr "
+                    "or optimiser.clip_norm and start anew; the last checkpoint is from before this step"
+                )
+            figures["lr"] = run.optimiser.param_groups[0]["lr"]
+            figures["waited_for_data_s"] = waited
+            run.log.write(done, figures)
+            waited = 0.0
+        run.every(done)
+
+
+def _next(batches: Iterator[PictureBatch]) -> tuple[PictureBatch, float]:
+    started = time.perf_counter()
+    return next(batches), time.perf_counter() - started
+
+
+def _worst(figures: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:.3g}" for name, value in figures.items() if not math.isfinite(value))

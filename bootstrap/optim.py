@@ -1,0 +1,99 @@
+"""AdamW with a cosine schedule, and an average of the weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from .config import OptimiserSettings
+
+# Never decayed: coordinates, and vectors that stand for something rather than map something.
+_NOT_DECAYED = ("initial_rois", "token_embedding", "stage_embedding", "offset_bias", "cls_token", "probe")
+
+
+def build_optimiser(encoder: nn.Module, settings: OptimiserSettings) -> torch.optim.AdamW:
+    """AdamW over the trainable parameters: four groups, by learning rate and by weight decay.
+
+    Args:
+        encoder: the SparseFormer; frozen parameters are left out.
+        settings: learning rates and decays.
+    """
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in encoder.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        lr = settings.cortex_lr if name.startswith("cortex.") else settings.lr
+        decays = parameter.ndim >= 2 and name.rsplit(".", 1)[-1] not in _NOT_DECAYED
+        groups.setdefault((lr, settings.weight_decay if decays else 0.0), []).append(parameter)
+    return torch.optim.AdamW(
+        [
+            {"params": parameters, "lr": lr, "peak_lr": lr, "weight_decay": decay}
+            for (lr, decay), parameters in groups.items()
+        ],
+        betas=(settings.beta1, settings.beta2),
+    )
+
+
+def schedule(step: int, steps: int, settings: OptimiserSettings) -> float:
+    """The factor on the peak learning rates at a step, counted from 0: linear warm-up, then half a cosine."""
+    if step < settings.warmup_steps:
+        return (step + 1) / settings.warmup_steps
+    done = (step - settings.warmup_steps) / max(1, steps - settings.warmup_steps)
+    return settings.final_lr + (1.0 - settings.final_lr) * 0.5 * (1.0 + math.cos(math.pi * min(1.0, done)))
+
+
+def set_learning_rate(optimiser: torch.optim.Optimizer, factor: float) -> None:
+    """Set every group to its peak learning rate times ``factor``."""
+    for group in optimiser.param_groups:
+        group["lr"] = group["peak_lr"] * factor
+
+
+class WeightAverage:
+    """Exponential moving average of the trainable parameters.
+
+    The decay grows with the number of updates up to the one asked for, so that early weights are forgotten.
+
+    Args:
+        named_parameters: names and parameters to follow.
+        decay: share of the average that stays at each update.
+    """
+
+    def __init__(self, named_parameters: Iterable[tuple[str, nn.Parameter]], decay: float) -> None:
+        self.decay = decay
+        self.updates = 0
+        self.shadow: dict[str, Tensor] = {
+            name: parameter.detach().clone()
+            for name, parameter in named_parameters
+            if parameter.requires_grad
+        }
+
+    @torch.no_grad()
+    def update(self, named_parameters: Iterable[tuple[str, nn.Parameter]]) -> None:
+        """Take in the parameters as they are now."""
+        self.updates += 1
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        for name, parameter in named_parameters:
+            if name in self.shadow:
+                self.shadow[name].lerp_(parameter.detach().to(self.shadow[name].dtype), 1.0 - decay)
+
+
+@contextmanager
+def averaged(encoder: nn.Module, average: WeightAverage | None) -> Iterator[None]:
+    """Inside the block the encoder has the averaged weights; afterwards its own again, bit for bit."""
+    if average is None:
+        yield
+        return
+    parameters = dict(encoder.named_parameters())
+    own = {name: parameters[name].detach().clone() for name in average.shadow}
+    with torch.no_grad():
+        for name, value in average.shadow.items():
+            parameters[name].copy_(value)
+        try:
+            yield
+        finally:
+            for name, value in own.items():
+                parameters[name].copy_(value)

@@ -1,0 +1,57 @@
+"""Where a run's weights come from, in plain JSON values."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import subprocess
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+_PACKAGES = ("sparse-vlm", "torch", "timm", "open_clip_torch", "transformers", "deepspeed", "numpy", "Pillow")
+
+
+def hash_weights(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, shapes and fp32 values: the same for the same weights in any file format."""
+    state = hashlib.sha256()
+    for name in sorted(tensors):
+        value = tensors[name].detach().float().cpu().contiguous()
+        state.update(f"{name}{tuple(value.shape)}".encode())
+        state.update(value.numpy().tobytes())
+    return state.hexdigest()
+
+
+def describe_commit() -> str:
+    """The commit of the checkout that this code runs from, ``-dirty`` if it was changed since."""
+    try:
+        return subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown (not a git checkout)"
+
+
+def describe_versions() -> dict[str, str]:
+    """Versions of the packages that take part."""
+    versions = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def describe_device(device: torch.device) -> str:
+    """The processor in words."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"CPU, {torch.get_num_threads()} threads"

@@ -1,0 +1,165 @@
+"""Checkpoints of a run: everything that decides what comes next, without pickle."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from sparse_vlm.atomic import atomic_directory, write_atomic
+from sparse_vlm.encoder import SparseFormer
+
+from .data import PictureStream
+from .distributed import TorchEngine
+from .optim import WeightAverage
+from .student import Spreads
+
+_NAME = re.compile(r"step_(\d{8})")
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """Complete checkpoints of a run, oldest first."""
+    if not folder.is_dir():
+        return []
+    return sorted(entry for entry in folder.iterdir() if _NAME.fullmatch(entry.name))
+
+
+def save_state(
+    folder: Path,
+    step: int,
+    encoder: SparseFormer,
+    engine: TorchEngine,
+    stream: PictureStream,
+    average: WeightAverage | None,
+    spreads: Spreads,
+    keep: int,
+) -> Path | None:
+    """Write a checkpoint atomically and delete all but the newest ``keep``; called on every process.
+
+    Returns:
+        Where it is, on the main process.
+    """
+    streams = engine.gather(stream.state_dict())
+    generators = engine.gather(_random_state())
+    if not engine.keeps_optimiser:
+        # DeepSpeed's processes write side by side; until state.json is there too, nobody reads them.
+        engine.save_shards(folder / f"shards_{step:08d}")
+    engine.gather(None)
+    if not engine.is_main:
+        return None
+    path = folder / f"step_{step:08d}"
+    with atomic_directory(path) as target:
+        save_file(_on_cpu(encoder.state_dict()), str(target / "encoder.safetensors"))
+        save_file(_on_cpu(spreads._asdict()), str(target / "spreads.safetensors"))
+        if engine.keeps_optimiser and engine.optimiser is not None:
+            save_file(_optimiser_state(encoder, engine.optimiser), str(target / "optimiser.safetensors"))
+        if average is not None:
+            save_file(_on_cpu(average.shadow), str(target / "average.safetensors"))
+        for rank, tensors in enumerate(generators):
+            save_file(tensors, str(target / f"random_{rank}.safetensors"))
+        state = {
+            "step": step,
+            "streams": streams,
+            "average_updates": average.updates if average is not None else 0,
+        }
+        (target / "state.json").write_text(json.dumps(state, indent=1), encoding="utf-8")
+    for old in list_checkpoints(folder)[:-keep]:
+        shutil.rmtree(old)
+        shutil.rmtree(folder / old.name.replace("step_", "shards_"), ignore_errors=True)
+    return path
+
+
+def load_state(
+    path: Path,
+    encoder: SparseFormer,
+    engine: TorchEngine,
+    stream: PictureStream,
+    average: WeightAverage | None,
+) -> int:
+    """Put everything back as it was; returns the step.
+
+    Raises:
+        ValueError: if the checkpoint was written by another number of processes or does not fit.
+    """
+    state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+    if len(state["streams"]) != engine.world_size:
+        raise ValueError(
+            f"{path} was written by {len(state['streams'])} processes, this run has {engine.world_size}: start "
+            "as many, or start a new run from its encoder with student.start_from"
+        )
+    encoder.load_state_dict(load_file(str(path / "encoder.safetensors")), strict=True)
+    if engine.keeps_optimiser and engine.optimiser is not None:
+        _restore_optimiser(encoder, engine.optimiser, load_file(str(path / "optimiser.safetensors")))
+    else:
+        engine.load_shards(path.parent / path.name.replace("step_", "shards_"))
+    if average is not None:
+        average.shadow = {
+            name: value.to(encoder.device)
+            for name, value in load_file(str(path / "average.safetensors")).items()
+        }
+        average.updates = int(state["average_updates"])
+    stream.load_state_dict(state["streams"][engine.rank])
+    _restore_random(load_file(str(path / f"random_{engine.rank}.safetensors")))
+    return int(state["step"])
+
+
+def load_spreads(path: Path) -> Spreads:
+    """The units of the squared distances that a run began with."""
+    return Spreads(**load_file(str(path / "spreads.safetensors")))
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Write a JSON file atomically."""
+    write_atomic(path, json.dumps(values, indent=2) + "\n")
+
+
+def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+
+
+def _named_states(encoder: SparseFormer, optimiser: torch.optim.Optimizer) -> list[tuple[str, Any]]:
+    names = {parameter: name for name, parameter in encoder.named_parameters()}
+    return [(names[p], p) for group in optimiser.param_groups for p in group["params"]]
+
+
+def _optimiser_state(encoder: SparseFormer, optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
+    return {
+        f"{key}/{name}": value.detach().cpu().contiguous()
+        for name, parameter in _named_states(encoder, optimiser)
+        for key, value in optimiser.state.get(parameter, {}).items()
+    }
+
+
+def _restore_optimiser(
+    encoder: SparseFormer, optimiser: torch.optim.Optimizer, tensors: Mapping[str, Tensor]
+) -> None:
+    parameters = dict(_named_states(encoder, optimiser))
+    for key, value in tensors.items():
+        kind, name = key.split("/", 1)
+        if name not in parameters:
+            raise ValueError(
+                f"the checkpoint has optimiser state for {name!r}, which this run does not train"
+            )
+        # AdamW keeps its step counter on the CPU, its moments beside the parameter.
+        device = "cpu" if kind == "step" else parameters[name].device
+        optimiser.state[parameters[name]][kind] = value.to(device)
+
+
+def _random_state() -> dict[str, Tensor]:
+    tensors = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        tensors["cuda"] = torch.cuda.get_rng_state()
+    return tensors
+
+
+def _restore_random(tensors: Mapping[str, Tensor]) -> None:
+    torch.set_rng_state(tensors["cpu"])
+    if "cuda" in tensors and torch.cuda.is_available():
+        torch.cuda.set_rng_state(tensors["cuda"])

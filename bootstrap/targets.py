@@ -1,0 +1,187 @@
+"""Teacher targets: asked anew for every batch, or asked once and kept."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sparse_vlm.atomic import write_atomic
+
+from .data import PictureBatch
+from .student import Spreads, Targets
+from .teacher import Teacher
+
+_CHECKED_ROWS = 4
+_TOLERANCE = 0.02
+
+
+class TargetSource(Protocol):
+    """Where the targets of a batch come from."""
+
+    def __call__(self, batch: PictureBatch, images: Tensor, warming_up: bool) -> Targets:
+        """The targets of a batch, on the device of ``images``."""
+
+
+class LiveTargets:
+    """The teacher looks at every batch.
+
+    Args:
+        teacher: the teacher.
+        block: the block whose input the student's hand-over is to match.
+    """
+
+    def __init__(self, teacher: Teacher, block: int) -> None:
+        self.teacher = teacher
+        self.block = block
+
+    def __call__(self, batch: PictureBatch, images: Tensor, warming_up: bool) -> Targets:
+        """Ask the teacher; during the warm-up only as far as it is needed."""
+        seen = self.teacher(images, at_block=self.block, stop=warming_up)
+        return Targets(seen.mid, seen.tokens, seen.pooled)
+
+
+class StoredTargets:
+    """Each picture and view passes the teacher once; fp16 arrays on disk remember what it said.
+
+    Rows are filled when they are first needed and marked afterwards, so a run that is killed leaves a store
+    that the next run goes on with. A store made for another teacher, data or view is refused, and its first
+    rows are checked against the live teacher.
+
+    Args:
+        live: the teacher.
+        folder: where to keep the arrays.
+        pictures: pictures in the source.
+        views: views per picture.
+        made_for: JSON values that say what the targets depend on.
+        max_gigabytes: the most the arrays may take.
+    """
+
+    _KINDS = ("mid", "tokens", "pooled")
+
+    def __init__(
+        self,
+        live: LiveTargets,
+        folder: str | Path,
+        pictures: int,
+        views: int,
+        made_for: dict[str, Any],
+        max_gigabytes: float,
+    ) -> None:
+        self.live = live
+        self.views = views
+        self.folder = Path(folder)
+        spec = live.teacher.spec
+        rows, patches = pictures * views, spec.grid[0] * spec.grid[1]
+        shapes = {
+            "mid": (rows, patches, spec.width),
+            "tokens": (rows, patches, spec.width),
+            "pooled": (rows, spec.embedding_width),
+        }
+        needed = sum(2 * int(np.prod(shape)) for shape in shapes.values()) / 1e9
+        if needed > max_gigabytes:
+            raise ValueError(
+                f"targets.store would grow to {needed:.1f} GB for {pictures} pictures x {views} views, more "
+                f"than targets.max_gigabytes={max_gigabytes}: use fewer views, raise the limit, or leave the "
+                "store out"
+            )
+        self._claim({**made_for, "pictures": pictures, "views": views, "block": live.block})
+        self.arrays = {name: self._open(f"{name}.f16", np.float16, shape) for name, shape in shapes.items()}
+        # Two marks a row, since the warm-up asks for the mid-depth tokens only.
+        self.done = {name: self._open(f"{name}.done", np.uint8, (rows,)) for name in ("mid", "final")}
+        self.checked = False
+
+    def __call__(self, batch: PictureBatch, images: Tensor, warming_up: bool) -> Targets:
+        """The stored targets of a batch; what is missing is asked for and stored first."""
+        rows = (batch.indices * self.views + batch.views % self.views).numpy()
+        known = self.done["mid"][rows].astype(bool)
+        if not warming_up:
+            known &= self.done["final"][rows].astype(bool)
+        if not self.checked and known.any():
+            self._check(batch, images, rows, known)
+        if not known.all():
+            self._fill(batch, images, rows, ~known, warming_up)
+        names = ("mid",) if warming_up else self._KINDS
+        read = [torch.from_numpy(self.arrays[name][rows]).to(images.device) for name in names]
+        return Targets(read[0], None, None) if warming_up else Targets(*read)
+
+    def _fill(
+        self, batch: PictureBatch, images: Tensor, rows: np.ndarray, missing: np.ndarray, warming_up: bool
+    ) -> None:
+        asked = self.live(batch, images[torch.from_numpy(missing)], warming_up)
+        for name, values in zip(self._KINDS, asked, strict=True):
+            if values is not None:
+                self.arrays[name][rows[missing]] = values.half().cpu().numpy()
+        self.done["mid"][rows[missing]] = 1
+        if not warming_up:
+            self.done["final"][rows[missing]] = 1
+
+    def _check(self, batch: PictureBatch, images: Tensor, rows: np.ndarray, known: np.ndarray) -> None:
+        places = np.flatnonzero(known)[:_CHECKED_ROWS]
+        asked = self.live(batch, images[torch.from_numpy(places)], warming_up=True)
+        stored = torch.from_numpy(self.arrays["mid"][rows[places]]).float()
+        wanted = asked.mid.float().cpu()
+        error = float((stored - wanted).norm() / wanted.norm())
+        if not error < _TOLERANCE:
+            raise ValueError(
+                f"the targets in {self.folder} are not what the teacher says now (relative difference "
+                f"{error:.3f}): delete the folder or name another targets.store"
+            )
+        self.checked = True
+
+    def _claim(self, made_for: dict[str, Any]) -> None:
+        path = self.folder / "store.json"
+        if path.is_file():
+            found = json.loads(path.read_text(encoding="utf-8"))
+            for key, value in made_for.items():
+                if found.get(key) != value:
+                    raise ValueError(
+                        f"the targets in {self.folder} were made for {key}={found.get(key)!r}, this run has "
+                        f"{value!r}: name another targets.store"
+                    )
+        else:
+            write_atomic(path, json.dumps(made_for, indent=2))
+
+    def _open(self, name: str, dtype: type, shape: tuple[int, ...]) -> np.memmap:
+        path = self.folder / name
+        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        if not path.exists():
+            # A sparse file: rows that are never asked for take no room.
+            with path.open("wb") as file:
+                file.truncate(size)
+        if path.stat().st_size != size:
+            raise ValueError(f"{path} has {path.stat().st_size} bytes, expected {size}: delete {self.folder}")
+        return np.memmap(path, dtype=dtype, mode="r+", shape=shape)
+
+
+@torch.no_grad()
+def measure_spreads(teacher: Teacher, block: int, batches: list[Tensor]) -> tuple[Spreads, Tensor | None]:
+    """Standard deviation of the teacher's targets per channel, and its mean class token entering ``block``.
+
+    Args:
+        teacher: the teacher.
+        block: the student's first block.
+        batches: pictures, (B, 3, H, W) each.
+
+    Returns:
+        The spreads (never zero), and (D,) or None for a teacher without class token.
+    """
+    seen = [teacher(images, at_block=block) for images in batches]
+    if any(output.tokens is None or output.pooled is None or output.mid is None for output in seen):
+        raise ValueError("the teacher returned no targets")
+    spreads = [
+        torch.cat([getattr(output, name).float().reshape(-1, width) for output in seen]).std(dim=0)
+        for name, width in (
+            ("mid", teacher.spec.width),
+            ("tokens", teacher.spec.width),
+            ("pooled", teacher.spec.embedding_width),
+        )
+    ]
+    # A channel that never moves must not divide by zero; a hundredth of the usual spread keeps it small.
+    spreads = [spread.clamp(min=1e-2 * float(spread.mean())) for spread in spreads]
+    states = [output.mid_cls for output in seen if output.mid_cls is not None]
+    return Spreads(*spreads), torch.cat(states).float().mean(dim=0) if states else None

@@ -1,0 +1,314 @@
+"""Bootstrap a SparseFormer from a ViT: ``python -m bootstrap.train CONFIG.yaml key.sub=value …``.
+
+The same under ``torchrun -m bootstrap.train`` and ``deepspeed --module bootstrap.train`` for many GPUs. A run
+that was stopped, however rudely, goes on from its last checkpoint when the same command is given again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from sparse_vlm.checkpoint import build_encoder, load_encoder
+from sparse_vlm.encoder import SparseFormer
+from sparse_vlm.inherit import InheritPlan, freeze
+from sparse_vlm.settings import settings_to_dict
+
+from .config import BootstrapConfig, read_config
+from .data import PictureSource, PictureStream, build_stream
+from .distributed import TorchEngine, build_engine
+from .evaluate import HeldOut, draw_focus
+from .log import RunLog
+from .loop import Run, run_loop
+from .memory import keep_freed_memory
+from .optim import WeightAverage, averaged, build_optimiser
+from .provenance import describe_commit, describe_device, describe_versions, hash_weights
+from .state import list_checkpoints, load_spreads, load_state, save_state, write_json
+from .student import Spreads, Student
+from .targets import LiveTargets, StoredTargets, TargetSource, measure_spreads
+from .teacher import inherit_teacher, load_teacher, spec_to_config
+
+# Pictures that units and the class token's first state are measured on.
+_MEASURED_PICTURES = 256
+# Settings that a resumed run may change: they decide nothing about the weights.
+_FREE = ("log_every", "save_every", "keep_checkpoints", "figure", "heldout", "targets", "device")
+
+
+def bootstrap(config: BootstrapConfig) -> Path:
+    """Run a bootstrap to its end.
+
+    Args:
+        config: the settings.
+
+    Returns:
+        The encoder directory.
+
+    Raises:
+        ValueError: if settings, teacher, data or an earlier run in the same place do not fit.
+        FloatingPointError: if the loss is no longer a number.
+        OSError: if something cannot be read or written.
+    """
+    out = Path(config.out)
+    engine = build_engine(config)
+    try:
+        if engine.is_main:
+            _claim(out, config)
+        engine.gather(None)
+        if (out / "encoder" / "config.json").is_file():
+            print(f"this run is finished: {out / 'encoder'}", file=sys.stderr)
+            return out / "encoder"
+        return _Bootstrap(config, out, engine).run()
+    finally:
+        engine.close()
+
+
+class _Bootstrap:
+    """One run, from settings to encoder directory."""
+
+    def __init__(self, config: BootstrapConfig, out: Path, engine: TorchEngine) -> None:
+        self.config, self.out, self.engine = config, out, engine
+        self.checkpoints = out / "checkpoints"
+        torch.manual_seed(config.seed)
+        dtype = torch.bfloat16 if config.teacher.precision == "bf16" else torch.float32
+        self.teacher = load_teacher(config.teacher.name, config.teacher.weights, engine.device, dtype)
+        self.teacher_hash = hash_weights(self.teacher.vision_state_dict())
+        student = config.student
+        self.plan = InheritPlan.thirds(self.teacher.spec.depth, student.drop, student.tune, student.freeze)
+        self.stream = self._open_stream(engine.rank, engine.world_size)
+        checkpoints = list_checkpoints(self.checkpoints)
+        self.resumed = checkpoints[-1] if checkpoints else None
+        self.spreads, cls_state = self._measure()
+        self.encoder = self._build_encoder(cls_state).to(engine.device)
+        self.encoder.set_grad_checkpointing(student.activation_checkpointing)
+        self.optimiser = build_optimiser(self.encoder, config.optimiser)
+        self.student = Student(self.encoder, config.objective, self.spreads, self.teacher.spec.grid)
+        self.student.to(engine.device)
+        if student.compile:
+            self.student.compile()
+        self.average = (
+            WeightAverage(self.encoder.named_parameters(), config.optimiser.ema)
+            if config.optimiser.ema
+            else None
+        )
+        engine.wrap(self.student, self.optimiser)
+        self.step = 0
+        if self.resumed is not None:
+            self.step = load_state(self.resumed, self.encoder, engine, self.stream, self.average)
+        heldout = config.heldout.source is not None and engine.is_main
+        self.heldout = HeldOut(config.heldout, self.teacher) if heldout else None
+        pictures = config.batch_size * config.accumulate * engine.world_size
+        self.log = RunLog(out, config.steps * pictures, self.step * pictures, self.step, engine.is_main)
+
+    def run(self) -> Path:
+        """Train, evaluate, and write the encoder directory."""
+        started = time.time()
+        if self.step:
+            self.log.say(f"going on from {self.resumed} (step {self.step})")
+        try:
+            run_loop(
+                Run(
+                    self.config,
+                    self.engine,
+                    self.student,
+                    self.optimiser,
+                    self._build_targets(),
+                    self.stream,
+                    self.average,
+                    self.log,
+                    self.step,
+                    self._every,
+                )
+            )
+            return self._finish(time.time() - started)
+        finally:
+            self.log.close()
+
+    def _open_stream(self, rank: int, world_size: int) -> PictureStream:
+        config = self.config
+        return build_stream(
+            config.data,
+            self.teacher.spec.transform,
+            config.batch_size,
+            rank,
+            world_size,
+            pin_memory=self.engine.device.type == "cuda",
+        )
+
+    def _measure(self) -> tuple[Spreads, torch.Tensor | None]:
+        """Units of the distances, from the run's first pictures, the same on every process."""
+        if self.resumed is not None:
+            return load_spreads(self.resumed), None
+        batches: list[torch.Tensor] = []
+        for batch in self._open_stream(0, 1):
+            batches.append(batch.images.to(self.engine.device))
+            if sum(map(len, batches)) >= _MEASURED_PICTURES:
+                break
+        return measure_spreads(self.teacher, self.plan.drop, batches)
+
+    def _build_encoder(self, cls_state: torch.Tensor | None) -> SparseFormer:
+        start_from = self.config.student.start_from
+        if start_from is not None:
+            encoder = load_encoder(start_from)
+            freeze(encoder, self.plan)
+            return encoder
+        spec = self.teacher.spec
+        architecture = spec_to_config(spec, self.plan.drop, **self.config.student.architecture)
+        encoder = build_encoder(architecture, spec.transform)
+        report = inherit_teacher(encoder, self.teacher, self.plan, cls_state)
+        if self.engine.is_main:
+            (self.out / "inheritance.txt").write_text(
+                report.table(every_tensor=True) + "\n", encoding="utf-8"
+            )
+            print(report, file=sys.stderr)
+        return encoder
+
+    def _build_targets(self) -> TargetSource:
+        live = LiveTargets(self.teacher, self.plan.drop)
+        settings, data = self.config.targets, self.config.data
+        if settings.store is None:
+            return live
+        source = self.stream.source
+        if not isinstance(source, PictureSource):
+            raise ValueError("targets.store needs pictures with random access, not streamed shards")
+        made_for: dict[str, Any] = {
+            "teacher_sha256": self.teacher_hash,
+            "source": source.fingerprint(),
+            "scale": list(data.scale),
+            "ratio": list(data.ratio),
+            "flip": data.flip,
+            "seed": data.seed,
+        }
+        return StoredTargets(
+            live, settings.store, len(source), data.views or 1, made_for, settings.max_gigabytes
+        )
+
+    def _every(self, done: int) -> None:
+        config, last = self.config, done == self.config.steps
+        if config.heldout.every and done % config.heldout.every == 0 and not last:
+            self._evaluate(done)
+        if config.save_every and done % config.save_every == 0 and not last:
+            save_state(
+                self.checkpoints,
+                done,
+                self.encoder,
+                self.engine,
+                self.stream,
+                self.average,
+                self.spreads,
+                config.keep_checkpoints,
+            )
+
+    def _evaluate(self, step: int) -> dict[str, float]:
+        if self.heldout is None:
+            return {}
+        with averaged(self.encoder, self.average):
+            figures = self.heldout.score(self.encoder)
+            picture = draw_focus(self.encoder, self.heldout.picture(self.config.figure))
+        folder = self.out / "figures"
+        folder.mkdir(exist_ok=True)
+        picture.save(folder / f"rois_{step:08d}.png")
+        self.log.write(step, figures, kind="heldout")
+        self.log.picture(step, picture)
+        self.log.say(f"step {step}: " + ", ".join(f"{name} {value:.4f}" for name, value in figures.items()))
+        return figures
+
+    def _finish(self, seconds: float) -> Path:
+        figures: dict[str, Any] = dict(self._evaluate(self.config.steps))
+        directory = self.out / "encoder"
+        if self.engine.is_main:
+            with averaged(self.encoder, self.average):
+                if self.heldout is not None and self.config.heldout.tokens:
+                    figures["by_tokens"] = {
+                        str(count): self.heldout.score(self.encoder, count)
+                        for count in self.config.heldout.tokens
+                    }
+                # The directory appears last: its being there says that the run is finished.
+                write_json(self.out / "figures.json", figures)
+                self.encoder.save(directory, self._describe(figures, seconds))
+        self.engine.gather(None)
+        return directory
+
+    def _describe(self, figures: dict[str, Any], seconds: float) -> dict[str, Any]:
+        config, engine = self.config, self.engine
+        return {
+            "made_by": "bootstrap.train",
+            "teacher": {
+                "name": config.teacher.name,
+                "library": self.teacher.spec.library,
+                "sha256": self.teacher_hash,
+                "depth": self.teacher.spec.depth,
+            },
+            "blocks": {"drop": self.plan.drop, "tune": self.plan.tune, "freeze": self.plan.freeze},
+            "data": {
+                "source": config.data.source,
+                "fingerprint": self.stream.source.fingerprint(),
+                "skipped": self.stream.skipped.summary(),
+            },
+            "steps": config.steps,
+            "pictures_seen": config.steps * config.batch_size * config.accumulate * engine.world_size,
+            "seconds_since_last_start": round(seconds, 1),
+            "device": describe_device(engine.device),
+            "processes": engine.world_size,
+            "seed": config.seed,
+            "commit": describe_commit(),
+            "packages": describe_versions(),
+            "figures": figures,
+            "config": settings_to_dict(config),
+        }
+
+
+def _claim(out: Path, config: BootstrapConfig) -> None:
+    """Make the run directory and write the resolved settings, or see that they are those of the run in it."""
+    path = out / "config.yaml"
+    ours = json.loads(json.dumps(settings_to_dict(config)))
+    if path.is_file():
+        theirs = yaml.safe_load(path.read_text(encoding="utf-8"))
+        changed = [key for key in ours if key not in _FREE and theirs.get(key) != ours[key]]
+        changed = [key for key in changed if key != "data" or _without_workers(theirs, ours)]
+        if changed:
+            raise ValueError(
+                f"{out} holds a run with other settings ({', '.join(changed)}): resume it with its own, "
+                f"{path}, or name another directory with out=…"
+            )
+    elif out.is_dir() and any(out.iterdir()):
+        raise ValueError(f"{out} is not empty and holds no run: name another directory with out=…")
+    out.mkdir(parents=True, exist_ok=True)
+    from sparse_vlm.atomic import write_atomic
+
+    write_atomic(path, yaml.safe_dump(ours, sort_keys=False))
+
+
+def _without_workers(theirs: dict[str, Any], ours: dict[str, Any]) -> bool:
+    """Whether the data settings differ in more than the number of workers."""
+    left, right = dict(theirs.get("data", {})), dict(ours["data"])
+    left.pop("workers", None)
+    right.pop("workers", None)
+    return left != right
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m bootstrap.train", description="Bootstrap a SparseFormer from a vision transformer."
+    )
+    parser.add_argument("config", help="YAML file, for instance one of configs/bootstrap/")
+    parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="settings on top of the file")
+    parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)  # from launchers
+    options = parser.parse_args(arguments)
+    keep_freed_memory()
+    try:
+        directory = bootstrap(read_config(options.config, tuple(options.overrides)))
+    except (ValueError, OSError, FloatingPointError) as error:
+        raise SystemExit(f"bootstrap: {error}") from None
+    print(f"encoder directory: {directory}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()
