@@ -1,0 +1,344 @@
+"""Folders, tars and Hugging Face datasets: what they list, read, remember and refuse."""
+
+from __future__ import annotations
+
+import http.server
+import os
+import pickle
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bootstrap.data.config import DataConfig
+from bootstrap.data.decode import BadPictureError
+from bootstrap.data.folder import FolderSource
+from bootstrap.data.shards import StreamedShards
+from bootstrap.data.source import PictureSource, ShardSource, guess_kind, hold_out, open_source
+from bootstrap.data.tars import TarSource, build_index, expand_shards, index_folder, open_tars
+from tests.bootstrap import picture_files as files
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    root = tmp_path / "pictures"
+    for number, name in enumerate(
+        ["b.JPG", "a.png", "deep/er/c.jpeg", "notes.txt", ".hidden.jpg", ".git/x.jpg"]
+    ):
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(files.jpeg(number))
+    return root
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> Path:
+    root = tmp_path / "shards"
+    root.mkdir()
+    for shard in range(3):
+        members = {}
+        for number in range(4):
+            members[f"{shard}{number}.jpg"] = files.jpeg(10 * shard + number)
+            members[f"{shard}{number}.seg.png"] = b"not the picture"
+            members[f"{shard}{number}.cls"] = b"7"
+        files.write_tar(root / f"train-{shard:03d}.tar", members)
+    return root
+
+
+@pytest.fixture
+def server(shards: Path) -> Iterator[str]:
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, directory=str(shards), **kwargs)
+
+        def log_message(self, *args: Any) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Quiet) as running:
+        thread = threading.Thread(target=running.serve_forever, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{running.server_address[1]}"
+        running.shutdown()
+
+
+# --- folders ---
+
+
+def test_folder_lists_pictures_recursively_and_sorted(folder: Path) -> None:
+    source = open_source(DataConfig(str(folder)))
+    assert isinstance(source, PictureSource)
+    assert [source.name(index) for index in range(len(source))] == ["a.png", "b.JPG", "deep/er/c.jpeg"]
+    assert source.read(2) == files.jpeg(2)
+    before = source.fingerprint()
+    (folder / "z.jpg").write_bytes(b"")
+    assert FolderSource(folder).fingerprint() != before
+
+
+def test_folder_follows_links_once(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "d.jpg").write_bytes(files.jpeg())
+    (folder / "linked").symlink_to(tmp_path / "elsewhere")
+    (folder / "deep" / "loop").symlink_to(folder)
+    assert "linked/d.jpg" in FolderSource(folder).paths
+    assert len(FolderSource(folder)) == 4
+
+
+def test_vanished_file_is_a_bad_picture(folder: Path) -> None:
+    source = FolderSource(folder)
+    (folder / "a.png").unlink()
+    with pytest.raises(BadPictureError, match="unreadable: No such file"):
+        source.read(0)
+
+
+def test_empty_folder_names_itself_and_the_extensions(tmp_path: Path) -> None:
+    (tmp_path / "nothing").mkdir()
+    (tmp_path / "nothing" / "readme.txt").write_text("x")
+    with pytest.raises(ValueError, match=r"no pictures in folder '.*nothing'.*\.jpg \.jpeg \.png"):
+        open_source(DataConfig(str(tmp_path / "nothing")))
+
+
+def test_missing_place_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"'.*nowhere' does not exist; give a folder"):
+        open_source(DataConfig(str(tmp_path / "nowhere")))
+    with pytest.raises(FileNotFoundError, match=r"no tar shards at '.*none-\*\.tar'"):
+        open_source(DataConfig(str(tmp_path / "none-*.tar")))
+    (tmp_path / "a.zip").write_bytes(b"x")
+    with pytest.raises(ValueError, match=r"is a file, but neither a \.tar nor"):
+        open_source(DataConfig(str(tmp_path / "a.zip")))
+
+
+# --- tars ---
+
+
+def test_expand_shards(shards: Path) -> None:
+    names = [str(shards / f"train-{shard:03d}.tar") for shard in range(3)]
+    assert expand_shards(str(shards)) == names
+    assert expand_shards(f"{shards}/train-*.tar") == names
+    assert expand_shards(f"{shards}/train-{{000..002}}.tar") == names
+    assert expand_shards(f"{names[2]}::{names[0]}") == [names[2], names[0]]
+    assert expand_shards("https://host/{00..01}.tar") == ["https://host/00.tar", "https://host/01.tar"]
+    assert expand_shards("pipe:cat {1,2}.tar") == ["pipe:cat 1.tar", "pipe:cat 2.tar"]
+
+
+def test_tars_have_random_access(shards: Path) -> None:
+    source = open_source(DataConfig(str(shards)))
+    assert isinstance(source, TarSource)
+    assert isinstance(source, PictureSource)
+    assert len(source) == 12
+    for index in (11, 0, 5, 4):
+        shard, number = divmod(index, 4)
+        assert source.name(index) == f"train-{shard:03d}.tar/{shard}{number}.jpg"
+        assert source.read(index) == files.jpeg(10 * shard + number)
+    assert pickle.loads(pickle.dumps(source)).read(5) == source.read(5)
+    with pytest.raises(IndexError, match="picture 12 of 12"):
+        source.read(12)
+
+
+def test_tar_index_is_remembered_until_the_tar_changes(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import bootstrap.data.tars as module
+
+    built: list[str] = []
+
+    def counting(shard: str) -> Any:
+        built.append(Path(shard).name)
+        return build_index(shard)
+
+    monkeypatch.setattr(module, "build_index", counting)
+    open_tars(str(shards))
+    assert len(built) == 3
+    assert len(open_tars(str(shards))) == 12  # type: ignore[arg-type]
+    assert len(built) == 3
+    files.write_tar(shards / "train-001.tar", {"new.png": files.jpeg()})
+    assert len(open_tars(str(shards))) == 9  # type: ignore[arg-type]
+    assert built[3:] == ["train-001.tar"]
+    for remembered in index_folder().iterdir():
+        remembered.write_bytes(b"garbage")
+    assert len(open_tars(str(shards))) == 9  # type: ignore[arg-type]
+
+
+def test_damaged_tar_is_used_up_to_the_damage(shards: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = shards / "train-001.tar"
+    offset = int(build_index(str(path)).offsets[2])
+    path.write_bytes(path.read_bytes()[: offset + 100])
+    source = open_tars(str(path))
+    assert isinstance(source, TarSource)
+    assert source.read(1) == files.jpeg(11)
+    assert "train-001.tar is damaged after" in caplog.text
+    with pytest.raises(BadPictureError, match="truncated: the tar ends"):
+        source.read(2)
+
+
+def test_tars_without_pictures_are_refused(tmp_path: Path) -> None:
+    files.write_tar(tmp_path / "a.tar", {"a.txt": b"x"})
+    with pytest.raises(ValueError, match=r"no pictures in the 1 tar\(s\) of '.*a\.tar'"):
+        open_source(DataConfig(str(tmp_path / "a.tar")))
+
+
+@pytest.mark.parametrize("way", ["http", "pipe", "gz"])
+def test_remote_and_compressed_tars_are_streamed(way: str, shards: Path, server: str, tmp_path: Path) -> None:
+    place = {
+        "http": f"{server}/train-{{000..002}}.tar",
+        "pipe": f"pipe:cat {shards}/train-{{000..002}}.tar",
+        "gz": str(tmp_path / "all.tar.gz"),
+    }[way]
+    files.write_tar(tmp_path / "all.tar.gz", {f"{n}.jpg": files.jpeg(n) for n in range(4)})
+    source = open_source(DataConfig(place))
+    assert isinstance(source, ShardSource)
+    assert not isinstance(source, PictureSource)
+    assert len(source.shards) == (1 if way == "gz" else 3)
+    pictures = list(source.stream(0))
+    assert [picture.member for picture in pictures] == [0, 1, 2, 3]
+    assert [picture.data for picture in pictures] == [files.jpeg(n) for n in range(4)]
+    assert list(source.stream(0, start=3)) == pictures[3:]
+    assert pictures[0].name.endswith("/0.jpg" if way == "gz" else "train-000.tar/00.jpg")
+    next(source.stream(0))  # leaving early is fine
+
+
+def test_unreachable_shard_is_given_up_with_its_name(server: str, caplog: pytest.LogCaptureFixture) -> None:
+    source = StreamedShards([f"{server}/train-009.tar"], "remote", pause_seconds=0.0)
+    assert list(source.stream(0)) == []
+    assert "train-009.tar given up after 0 pictures and 3 attempts" in caplog.text
+
+
+def test_broken_connection_is_taken_up_where_it_broke(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import bootstrap.data.shards as module
+
+    real = module._read_tar
+    starts: list[int] = []
+
+    def flaky(shard: str, start: int) -> Iterator[Any]:
+        starts.append(start)
+        for picture in real(shard, start):
+            if picture.member == 2 and len(starts) == 1:
+                raise ConnectionResetError("gone")
+            yield picture
+
+    monkeypatch.setattr(module, "_read_tar", flaky)
+    source = StreamedShards([str(shards / "train-000.tar")], "remote", pause_seconds=0.0)
+    assert [picture.member for picture in source.stream(0)] == [0, 1, 2, 3]
+    assert starts == [0, 2]
+
+
+# --- Hugging Face datasets ---
+
+
+def make_dataset(count: int = 5) -> Any:
+    datasets = pytest.importorskip("datasets")
+    rows = [{"bytes": files.jpeg(number), "path": f"{number}.jpg"} for number in range(count)]
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
+    return datasets.Dataset.from_dict({"image": rows, "label": list(range(count))}, features=features)
+
+
+@pytest.mark.parametrize("form", ["saved", "parquet", "parquet file", "arrow"])
+def test_datasets_on_disk(form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = make_dataset()
+    place = tmp_path / "dataset"
+    if form == "saved":
+        dataset.save_to_disk(str(place))
+    else:
+        place.mkdir()
+        dataset.save_to_disk(str(tmp_path / "saved"))
+        if form == "arrow":
+            os.rename(next((tmp_path / "saved").glob("*.arrow")), place / "part.arrow")  # noqa: PTH104
+        else:
+            dataset.to_parquet(str(place / "train-00000-of-00001.parquet"))
+    if form == "parquet file":
+        place = place / "train-00000-of-00001.parquet"
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "hf"))
+    source = open_source(DataConfig(str(place)))
+    assert isinstance(source, PictureSource)
+    assert len(source) == 5
+    assert [source.read(index) for index in (4, 0)] == [files.jpeg(4), files.jpeg(0)]
+    assert source.name(3) == "row 3 (3.jpg)"
+
+
+def test_dataset_splits_and_columns(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    both = datasets.DatasetDict({"train": make_dataset(4), "test": make_dataset(2)})
+    both.save_to_disk(str(tmp_path / "both"))
+    assert len(open_source(DataConfig(str(tmp_path / "both"), split="test"))) == 2  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"data.split must be one of test, train .* got None"):
+        open_source(DataConfig(str(tmp_path / "both")))
+    with pytest.raises(
+        ValueError, match=r"data.column 'photo' is not in the dataset .*; columns: image, label"
+    ):
+        open_source(DataConfig(str(tmp_path / "both"), split="train", column="photo"))
+    make_dataset(3).remove_columns("image").save_to_disk(str(tmp_path / "bare"))
+    with pytest.raises(ValueError, match=r"has no column of pictures: set data.column to one of label"):
+        open_source(DataConfig(str(tmp_path / "bare")))
+
+
+def test_parquet_folder_with_two_splits_asks_which(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        make_dataset(2).to_parquet(str(tmp_path / f"{split}-00000-of-00001.parquet"))
+    with pytest.raises(ValueError, match=r"belong to the splits test, train: set data\.split"):
+        open_source(DataConfig(str(tmp_path)))
+
+
+def test_rows_that_hold_raw_bytes_or_nothing(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    datasets.Dataset.from_dict({"jpg": [files.jpeg(1), None], "text": ["a", "b"]}).save_to_disk(
+        str(tmp_path / "d")
+    )
+    source = open_source(DataConfig(str(tmp_path / "d")))
+    assert isinstance(source, PictureSource)
+    assert source.read(0) == files.jpeg(1)
+    with pytest.raises(BadPictureError, match="the row holds NoneType"):
+        source.read(1)
+
+
+# --- choosing and splitting ---
+
+
+def test_guess_kind(folder: Path, shards: Path, tmp_path: Path) -> None:
+    assert guess_kind(str(folder)) == "folder"
+    assert guess_kind(str(shards)) == "tars"
+    assert guess_kind("pipe:cat x") == "tars"
+    assert guess_kind("s3://bucket/x.tar") == "tars"
+    (tmp_path / "p").mkdir()
+    (tmp_path / "p" / "x.parquet").write_bytes(b"")
+    assert guess_kind(str(tmp_path / "p")) == "hf"
+
+
+def test_hold_out_splits_disjointly(shards: Path) -> None:
+    source = open_source(DataConfig(str(shards)))
+    assert isinstance(source, PictureSource)
+    rest, held = hold_out(source, 3, seed=5)
+    names = {part: {part.name(index) for index in range(len(part))} for part in (rest, held)}
+    assert len(names[held]) == 3
+    assert len(names[rest] | names[held]) == 12
+    assert held.read(1) == source.read(int(held.chosen[1]))
+    assert held.fingerprint() != rest.fingerprint()
+    assert hold_out(source, 3, seed=5)[1].chosen.tolist() == held.chosen.tolist()
+    with pytest.raises(ValueError, match="has 12 pictures: cannot hold out 12"):
+        hold_out(source, 12)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"source": ""}, "data.source"),
+        ({"kind": "zip"}, "data.kind must be 'auto', 'folder', 'tars' or 'hf', got 'zip'"),
+        ({"kind": "folder", "split": "train"}, "data.split must be left out"),
+        ({"kind": "tars", "column": "x"}, "data.column must be left out"),
+        ({"workers": -1}, "data.workers must be zero or more"),
+        ({"scale": (0.0, 1.0)}, "data.scale"),
+        ({"scale": (0.9, 0.5)}, "data.scale"),
+        ({"ratio": (2.0, 1.0)}, "data.ratio"),
+        ({"views": 0}, "data.views must be one or more"),
+        ({"max_pixels": 0}, "data.max_pixels"),
+        ({"max_bad_share": 1.5}, "data.max_bad_share must be a share between 0 and 1, got 1.5"),
+        ({"stream_block": 0}, "data.stream_block"),
+        ({"seed": -1}, "data.seed"),
+    ],
+)
+def test_contradictory_settings_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        DataConfig(**{"source": "x", **changes})
