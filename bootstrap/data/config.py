@@ -12,7 +12,8 @@ class DataConfig:
 
     Attributes:
         source: a folder of pictures; webdataset tars (path, glob, braces, URL, "pipe:" command; several
-            joined with "::"); or a Hugging Face dataset on disk (`save_to_disk` folder, parquet or arrow).
+            joined with "::"); or a Hugging Face dataset on disk (`save_to_disk` folder, parquet or arrow). A
+            list of such places is read as one source.
         kind: what `source` is; "auto" looks at it.
         split: which split of a Hugging Face dataset, None where it has only one.
         column: which column of a Hugging Face dataset holds the pictures, None to look for it.
@@ -29,7 +30,7 @@ class DataConfig:
         seed: of the order and of the views.
     """
 
-    source: str
+    source: str | tuple[str, ...]
     kind: Literal["auto", "folder", "tars", "hf"] = "auto"
     split: str | None = None
     column: str | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -87,6 +88,8 @@ def open_source(config: DataConfig) -> AnySource:
         FileNotFoundError: there is nothing at that place.
         ValueError: there are no pictures in it.
     """
+    if isinstance(config.source, tuple):
+        return _open_several(config, config.source)
     kind = config.kind if config.kind != "auto" else guess_kind(config.source)
     if kind == "folder":
         from bootstrap.data.folder import FolderSource
@@ -99,6 +102,19 @@ def open_source(config: DataConfig) -> AnySource:
     from bootstrap.data.hf import HfSource
 
     return HfSource(config.source, split=config.split, column=config.column)
+
+
+def _open_several(config: DataConfig, places: tuple[str, ...]) -> AnySource:
+    from bootstrap.data.concat import ConcatSource
+
+    sources = [open_source(dataclasses.replace(config, source=place)) for place in places]
+    streamed = [source.title for source in sources if not isinstance(source, PictureSource)]
+    if streamed:
+        raise ValueError(
+            f"data.source names several places, and {streamed[0]} can only be read as a stream: several "
+            "sources need random access"
+        )
+    return ConcatSource([source for source in sources if isinstance(source, PictureSource)])
 
 
 def guess_kind(source: str) -> str:
