@@ -40,6 +40,8 @@ class StudentSettings:
         tune: next blocks, inherited and trained; a third by default.
         freeze: last blocks, inherited and frozen; the rest by default.
         architecture: fields of :class:`sparse_vlm.SparseFormerConfig` to set, for instance ``num_latents``.
+        token_counts: token counts (class token included) to train with, one drawn for each step; by default
+            always the architecture's own. A count named twice is drawn twice as often.
         start_from: an encoder directory to start from instead of the teacher's weights.
         activation_checkpointing: recompute activations in the backward pass to save memory.
         compile: compile the training step with ``torch.compile``.
@@ -49,6 +51,7 @@ class StudentSettings:
     tune: int | None = None
     freeze: int | None = None
     architecture: dict[str, Any] = field(default_factory=dict)
+    token_counts: tuple[int, ...] = ()
     start_from: str | None = None
     activation_checkpointing: bool = False
     compile: bool = False

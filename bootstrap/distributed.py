@@ -66,12 +66,12 @@ class TorchEngine:
             # The warm-up leaves the tuned cortex blocks without gradients.
             self.model = DistributedDataParallel(student, device_ids=ids, find_unused_parameters=True)
 
-    def forward(self, images: Tensor, targets: Targets) -> dict[str, Tensor]:
+    def forward(self, images: Tensor, targets: Targets, num_tokens: int | None = None) -> dict[str, Tensor]:
         """The student's distances from the teacher."""
         if self.model is None:
             raise RuntimeError("wrap the student first")
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.autocast):
-            return self.model(images, targets)
+            return self.model(images, targets, num_tokens)
 
     def backward(self, loss: Tensor) -> None:
         """Add gradients of one of the step's forward passes."""

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -71,7 +72,7 @@ def run_loop(run: Run) -> None:
             images = batch.images.to(engine.device, non_blocking=True)
             targets = run.targets(batch, images, warming_up)
             with engine.accumulating(last=micro == config.accumulate - 1):
-                distances = engine.forward(images, targets)
+                distances = engine.forward(images, targets, draw_count(config, step))
                 loss = weigh(distances, config.objective, progress)
                 engine.backward(loss)
             for name, value in {**distances, "loss": loss}.items():
@@ -96,6 +97,14 @@ def run_loop(run: Run) -> None:
             run.log.write(done, figures)
             waited = 0.0
         run.every(done)
+
+
+def draw_count(config: BootstrapConfig, step: int) -> int | None:
+    """The token count of a step: a function of seed and step, so a resumed run draws the same."""
+    counts = config.student.token_counts
+    if not counts:
+        return None
+    return counts[int(np.random.default_rng([config.seed, step]).integers(len(counts)))]
 
 
 def _next(batches: Iterator[PictureBatch]) -> tuple[PictureBatch, float]:

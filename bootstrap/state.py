@@ -91,8 +91,8 @@ def load_state(
     state = json.loads((path / "state.json").read_text(encoding="utf-8"))
     if len(state["streams"]) != engine.world_size:
         raise ValueError(
-            f"{path} was written by {len(state['streams'])} processes, this run has {engine.world_size}: start "
-            "as many, or start a new run from its encoder with student.start_from"
+            f"{path} was written by {len(state['streams'])} processes, this run has {engine.world_size}: "
+            "start as many, or start a new run from its encoder with student.start_from"
         )
     encoder.load_state_dict(load_file(str(path / "encoder.safetensors")), strict=True)
     if engine.keeps_optimiser and engine.optimiser is not None:

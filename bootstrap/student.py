@@ -65,22 +65,23 @@ class Student(nn.Module):
         for name, spread in spreads._asdict().items():
             self.register_buffer(f"{name}_spread", spread, persistent=False)
 
-    def forward(self, images: Tensor, targets: Targets) -> dict[str, Tensor]:
+    def forward(self, images: Tensor, targets: Targets, num_tokens: int | None = None) -> dict[str, Tensor]:
         """Distances from the teacher on a batch.
 
         Args:
             images: (B, 3, H, W).
             targets: the teacher's; without final tokens (the warm-up) the focusing transformer runs alone.
+            num_tokens: tokens per picture, class token included; the architecture's own by default.
 
         Returns:
             A scalar for each objective that has a weight, under the name of that weight in
             :class:`bootstrap.config.ObjectiveSettings`.
         """
         if targets.tokens is None or targets.pooled is None:
-            focus = self.encoder.focus(images)
+            focus = self.encoder.focus(images, num_tokens)
             return {"handover": self._handover(focus.tokens, targets.mid, focus.rois[-1])}
         weights = self.settings
-        output = self.encoder(images, hidden_states=True)
+        output = self.encoder(images, num_tokens, hidden_states=True)
         latents = slice(int(self.encoder.config.cls_token), None)
         distances: dict[str, Tensor] = {}
         if weights.handover > 0 and output.hidden_states is not None:
