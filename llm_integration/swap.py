@@ -1,0 +1,180 @@
+"""Exchange the vision tower of an existing LLaVA for an encoder.
+
+``python -m llm_integration.swap --llava LLAVA_DIR --encoder ENCODER_DIR --out OUT_DIR``
+
+The projector is kept where the encoder's provenance names, as its teacher, the very tower that is exchanged
+(proved weight by weight): then the encoder's tokens live in the space that the projector already reads.
+Anywhere else it starts anew and has to be aligned.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from safetensors import safe_open
+from torch import Tensor
+from transformers import AutoProcessor, LlavaForConditionalGeneration
+
+from sparse_vlm import load_encoder
+from sparse_vlm.checkpoint import load_provenance
+
+from .assemble import build_projector, save_llava
+from .fingerprint import hash_tensors
+from .hf import build_vision_model
+from .load import load_llava_config
+from .processor import build_processor
+
+# Where the files of a ViT, a CLIP and a LLaVA keep what transformers calls by the bare name in a tower.
+_PREFIXES = ("", "vision_model.", "vision_tower.vision_model.", "vision_tower.", "model.vision_tower.")
+
+
+def explain_kinship(provenance: Mapping[str, Any], tower: Mapping[str, Tensor]) -> tuple[bool, str]:
+    """Whether an encoder's teacher is this very tower, and the reason in words.
+
+    Args:
+        provenance: of the encoder. Its ``teacher`` is a name, or a mapping with ``name`` (and, optionally,
+            ``tower_sha256`` as :func:`llm_integration.fingerprint.hash_tensors` computes it).
+        tower: the tower's state dict.
+    """
+    teacher = provenance.get("teacher")
+    if isinstance(teacher, Mapping):
+        if teacher.get("tower_sha256") == hash_tensors(tower):
+            return True, "the encoder's provenance holds this tower's hash"
+        teacher = teacher.get("name")
+    if not isinstance(teacher, str):
+        return False, "the encoder's provenance names no teacher"
+    folder = find_local(teacher)
+    if folder is None:
+        return False, f"the encoder's teacher {teacher!r} is not on this machine, so it cannot be compared"
+    if holds_tower(folder, tower):
+        return True, f"the encoder's teacher {teacher!r} has the very weights of this tower"
+    return False, f"the encoder's teacher {teacher!r} has other weights than this tower"
+
+
+def find_local(teacher: str) -> Path | None:
+    """The folder of a transformers teacher, without touching the network; None where there is none."""
+    library, colon, rest = teacher.partition(":")
+    name = rest if colon and library == "hf" else teacher
+    if Path(name).is_dir():
+        return Path(name)
+    if not (colon and library == "hf"):
+        return None
+    try:
+        return Path(snapshot_download(name, local_files_only=True))
+    except (OSError, ValueError):
+        return None
+
+
+def holds_tower(folder: Path, tower: Mapping[str, Tensor]) -> bool:
+    """Whether the safetensors files of a folder hold every weight of a tower, value for value."""
+    places: dict[str, Path] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, "pt") as file:
+            places.update(dict.fromkeys(file.keys(), path))
+    compared = 0
+    for key, value in tower.items():
+        if key.endswith("position_ids"):
+            continue
+        name = next((prefix + key for prefix in _PREFIXES if prefix + key in places), None)
+        if name is None:
+            return False
+        with safe_open(places[name], "pt") as file:
+            other = file.get_tensor(name)
+        # A checkpoint stored in half precision is the same tower as its fp32 original.
+        coarse = min((other.dtype, value.dtype), key=lambda dtype: torch.finfo(dtype).bits)
+        if other.shape != value.shape or not torch.equal(other.to(coarse), value.cpu().to(coarse)):
+            return False
+        compared += 1
+    return compared > 0
+
+
+def swap(
+    llava: Path, encoder_directory: Path, out: Path, num_tokens: int | None = None, seed: int = 0
+) -> str:
+    """Write a copy of a LLaVA directory with another vision tower.
+
+    Args:
+        llava: an existing LLaVA directory in transformers' format.
+        encoder_directory: the encoder that takes the tower's place.
+        out: where to write.
+        num_tokens: visual tokens per picture; by default the encoder's.
+        seed: of the projector's initial weights, where it starts anew.
+
+    Returns:
+        A sentence that says what happened to the projector and why.
+
+    Raises:
+        ValueError: if something does not fit.
+    """
+    load_llava_config(llava)
+    model = LlavaForConditionalGeneration.from_pretrained(str(llava), dtype="auto", local_files_only=True)
+    stock = AutoProcessor.from_pretrained(str(llava), backend="pil", local_files_only=True)
+    encoder = load_encoder(encoder_directory)
+    provenance = load_provenance(encoder_directory)
+    old_tower: Any = model.model.vision_tower
+    kept, reason = explain_kinship(provenance, old_tower.state_dict())
+    if kept and old_tower.config.hidden_size != encoder.config.width:
+        raise ValueError(
+            f"the encoder's tokens have width {encoder.config.width}, those of the tower it claims as its "
+            f"teacher {old_tower.config.hidden_size}"
+        )
+    tower = build_vision_model(encoder, num_tokens, pooling_head=False)
+    config = model.config
+    config.vision_config = tower.config
+    drops_first = False
+    if kept:
+        drops_first = config.vision_feature_select_strategy == "default"
+        if drops_first and not encoder.config.cls_token:
+            raise ValueError(
+                "this LLaVA drops the class token of its tower, and the encoder has none to drop"
+            )
+        said = f"projector kept, reading layer {config.vision_feature_layer}: {reason}"
+    else:
+        config.vision_feature_layer = -1
+        config.vision_feature_select_strategy = "full"
+        torch.manual_seed(seed)
+        model.model.multi_modal_projector = build_projector(config).to(model.dtype)
+        said = f"projector re-initialised, align it before use: {reason}"
+    config.image_seq_length = tower.config.num_tokens - int(drops_first)
+    model.model.vision_tower = tower.to(model.dtype)
+    processor = build_processor(
+        encoder.transform.config,
+        stock.tokenizer,
+        tower.config.num_tokens,
+        stock.chat_template or stock.tokenizer.chat_template,
+        drops_first,
+    )
+    facts = {
+        "encoder": str(Path(encoder_directory).resolve()),
+        "encoder_provenance": provenance,
+        "swapped_into": str(Path(llava).resolve()),
+        "num_tokens": config.image_seq_length,
+        "projector": said,
+    }
+    save_llava(model, processor, out, facts)
+    return said
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m llm_integration.swap", description=__doc__)
+    parser.add_argument("--llava", type=Path, required=True, help="existing LLaVA directory")
+    parser.add_argument("--encoder", type=Path, required=True, help="encoder directory")
+    parser.add_argument("--out", type=Path, required=True, help="LLaVA directory to write")
+    parser.add_argument("--num-tokens", type=int, help="visual tokens per picture (default: the encoder's)")
+    parser.add_argument("--seed", type=int, default=0, help="of the projector's initial weights")
+    options = parser.parse_args(arguments)
+    try:
+        said = swap(options.llava, options.encoder, options.out, options.num_tokens, options.seed)
+    except (ValueError, OSError) as error:
+        parser.exit(1, f"error: {error}\n")
+    print(f"{said}\nwrote {options.out}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,147 @@
+"""The tower of an existing LLaVA, exchanged."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from transformers import (
+    AutoTokenizer,
+    CLIPImageProcessorPil,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+)
+
+import sparse_vlm
+from llm_integration.assemble import OWNED
+from llm_integration.load import load_checked_processor, load_llava
+from llm_integration.swap import main, swap
+from sparse_vlm import SparseFormerConfig, TransformConfig
+
+
+@pytest.fixture(scope="module")
+def clip_llava(
+    tmp_path_factory: pytest.TempPathFactory, build_llm_dir: Callable[..., Path]
+) -> tuple[Path, Path]:
+    """A LLaVA in LLaVA 1.5's manner, and the CLIP tower inside it as a directory of its own."""
+    root = tmp_path_factory.mktemp("clip_llava")
+    tokenizer = AutoTokenizer.from_pretrained(build_llm_dir("llama"))
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    torch.manual_seed(3)
+    vision = CLIPVisionConfig(
+        hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=2,
+        image_size=32, patch_size=8,
+    )  # fmt: skip
+    text = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+        num_attention_heads=2,
+    )  # fmt: skip
+    config = LlavaConfig(vision_config=vision, text_config=text, image_token_index=len(tokenizer) - 1)
+    model = LlavaForConditionalGeneration(config)
+    model.save_pretrained(root / "llava")
+    image_processor = CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=32)
+    LlavaProcessor(image_processor, tokenizer, patch_size=8, vision_feature_select_strategy="default",
+                   num_additional_image_tokens=1, chat_template="{{ messages }}").save_pretrained(root / "llava")  # fmt: skip
+    tower: Any = model.model.vision_tower
+    assert isinstance(tower, CLIPVisionModel)
+    tower.save_pretrained(root / "clip")
+    return root / "llava", root / "clip"
+
+
+def _encoder(config: SparseFormerConfig, directory: Path, teacher: Any) -> Path:
+    sparse_vlm.build_encoder(config, TransformConfig(image_size=32)).save(directory, {"teacher": teacher})
+    return directory
+
+
+def test_a_stranger_gets_a_new_projector(
+    clip_llava: tuple[Path, Path], encoder_dir: Path, tmp_path: Path
+) -> None:
+    before = load_llava(clip_llava[0])
+    said = swap(clip_llava[0], encoder_dir, tmp_path / "out")
+    assert said.startswith("projector re-initialised")
+    model = load_llava(tmp_path / "out")
+    processor = load_checked_processor(tmp_path / "out", model.config)
+    assert model.config.vision_feature_layer == -1
+    assert not torch.equal(
+        model.model.multi_modal_projector.linear_1.weight, before.model.multi_modal_projector.linear_1.weight
+    )
+    assert torch.equal(model.lm_head.weight, before.lm_head.weight)
+    inputs = processor(images=Image.new("RGB", (70, 20)), text="<image>\nwhat", return_tensors="pt")
+    assert int((inputs["input_ids"] == model.config.image_token_id).sum()) == 9
+    assert torch.isfinite(model(**inputs).logits).all()
+
+
+@pytest.mark.parametrize("form", ["name", "hash"])
+def test_the_towers_own_child_keeps_the_projector(
+    clip_llava: tuple[Path, Path], tiny_encoder_config: SparseFormerConfig, tmp_path: Path, form: str
+) -> None:
+    from llm_integration.fingerprint import hash_tensors
+
+    llava, clip = clip_llava
+    before = load_llava(llava)
+    digest = hash_tensors(before.model.vision_tower.state_dict())
+    teacher = f"hf:{clip}" if form == "name" else {"name": "hf:gone", "tower_sha256": digest}
+    said = swap(llava, _encoder(tiny_encoder_config, tmp_path / "enc", teacher), tmp_path / "out")
+    assert said.startswith("projector kept, reading layer -2")
+    model = load_llava(tmp_path / "out")
+    assert torch.equal(
+        model.model.multi_modal_projector.linear_1.weight, before.model.multi_modal_projector.linear_1.weight
+    )
+    processor = load_checked_processor(tmp_path / "out", model.config)
+    inputs = processor(images=Image.new("RGB", (70, 20)), text="<image>\nwhat", return_tensors="pt")
+    assert int((inputs["input_ids"] == model.config.image_token_id).sum()) == 8
+    assert torch.isfinite(model(**inputs).logits).all()
+
+
+def test_a_teacher_with_other_weights_is_no_parent(
+    clip_llava: tuple[Path, Path], tiny_encoder_config: SparseFormerConfig, tmp_path: Path
+) -> None:
+    torch.manual_seed(9)
+    CLIPVisionModel(load_llava(clip_llava[0]).config.vision_config).save_pretrained(tmp_path / "other")
+    encoder = _encoder(tiny_encoder_config, tmp_path / "enc", str(tmp_path / "other"))
+    assert "has other weights" in swap(clip_llava[0], encoder, tmp_path / "out")
+
+
+def test_width_that_does_not_fit_the_projector_is_named(llava_dir: Path, tmp_path: Path) -> None:
+    import json
+    import shutil
+
+    shutil.copytree(llava_dir, tmp_path / "bent")
+    path = tmp_path / "bent" / "config.json"
+    values = json.loads(path.read_text())
+    values["vision_config"]["architecture"].update(width=64)
+    path.write_text(json.dumps(values))
+    with pytest.raises(
+        ValueError, match="projector reads tokens of width 32, the encoder's tokens have width 64"
+    ):
+        load_llava(tmp_path / "bent")
+
+
+def test_a_tower_without_weights_is_an_error(llava_dir: Path, tmp_path: Path) -> None:
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(llava_dir, tmp_path / "bare")
+    weights = load_file(tmp_path / "bare" / "model.safetensors")
+    kept = {name: value for name, value in weights.items() if "vision_tower" not in name}
+    assert len(kept) < len(weights)
+    save_file(kept, tmp_path / "bare" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="weights of the vision tower were not found"):
+        load_llava(tmp_path / "bare")
+
+
+def test_command_line_says_what_it_did(
+    clip_llava: tuple[Path, Path], encoder_dir: Path, tmp_path: Path, capsys: Any
+) -> None:
+    main(["--llava", str(clip_llava[0]), "--encoder", str(encoder_dir), "--out", str(tmp_path / "out")])
+    assert "projector re-initialised" in capsys.readouterr().out
+    assert "*.safetensors" in OWNED
