@@ -321,9 +321,25 @@ def test_hold_out_splits_disjointly(shards: Path) -> None:
         hold_out(source, 12)
 
 
+def test_several_places_are_one_source(folder: Path, shards: Path) -> None:
+    both = open_source(DataConfig((str(folder), str(shards))))
+    assert isinstance(both, PictureSource)
+    assert len(both) == 3 + 12
+    assert [both.name(index) for index in (0, 2, 3)] == ["a.png", "deep/er/c.jpeg", "train-000.tar/00.jpg"]
+    assert both.read(2) == files.jpeg(2)
+    assert both.read(14) == files.jpeg(23)
+    turned = open_source(DataConfig((str(shards), str(folder))))
+    assert turned.fingerprint() != both.fingerprint()
+    with pytest.raises(IndexError, match="has 15 pictures, no number 15"):
+        both.read(15)
+    with pytest.raises(ValueError, match="pipe:cat x can only be read as a stream"):
+        open_source(DataConfig((str(folder), "pipe:cat x")))
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"source": ()}, "data.source"),
         ({"source": ""}, "data.source"),
         ({"kind": "zip"}, "data.kind must be 'auto', 'folder', 'tars' or 'hf', got 'zip'"),
         ({"kind": "folder", "split": "train"}, "data.split must be left out"),
