@@ -195,8 +195,8 @@ def _record(row: Any, path: Path, place: str, position: int) -> AnswerRecord:
         raise InputError(f"{place.capitalize()} of {path}: the question id must be a number or text.")
     if row.get("round_id"):
         raise InputError(
-            f"{place.capitalize()} of {path} is round {row['round_id']} of a question whose options were turned "
-            "in memory; only files with one round a question can be scored."
+            f"{place.capitalize()} of {path} is round {row['round_id']} of a question whose options were "
+            "turned in memory; only files with one round a question can be scored."
         )
     prompt = row.get("prompt", row.get("question"))
     return AnswerRecord(

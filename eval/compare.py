@@ -79,7 +79,8 @@ def compare_scores(first: Mapping[str, float], second: Mapping[str, float]) -> C
     dropped = len(first) + len(second) - 2 * len(shared)
     if not shared:
         raise InputError(
-            f"The two runs share no question ({name_some(list(first), 3)} against {name_some(list(second), 3)})."
+            "The two runs share no question "
+            f"({name_some(list(first), 3)} against {name_some(list(second), 3)})."
         )
     gains = [second[key] - first[key] for key in shared]
     low, high = bootstrap_mean(gains)
@@ -143,7 +144,8 @@ def format_comparison(made: Comparison, task: str, first: str, second: str) -> s
     ]
     if made.p is not None:
         lines.append(
-            f"only A right: {made.only_first}, only B right: {made.only_second}, McNemar exact p = {made.p:.3g}"
+            f"only A right: {made.only_first}, only B right: {made.only_second}, "
+            f"McNemar exact p = {made.p:.3g}"
         )
     else:
         lines.append("McNemar's test is for right-or-wrong scores; these are soft")

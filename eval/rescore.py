@@ -23,7 +23,7 @@ from sparse_vlm.atomic import write_atomic
 
 @dataclasses.dataclass(frozen=True)
 class Rescored:
-    """The outcome: figures (none where the gold answers are hidden), and what there is to know of the answers."""
+    """The figures (none where the gold answers are hidden), and what there is to know of the answers."""
 
     task: Task
     examples: tuple[Example, ...]

@@ -18,7 +18,7 @@ _REFUSALS = (
 
 
 def read_scienceqa(answer: str, num_choices: int) -> str:
-    """LLaVA's rule for ScienceQA: the letter alone, "B. …", or exactly one "The answer is B."; "" otherwise."""
+    """LLaVA's rule for ScienceQA: the letter alone, "B. …", or one "The answer is B."; "" otherwise."""
     if answer in tuple(LETTERS):
         letter = answer
     elif len(answer) >= 3 and answer[0] in LETTERS and answer[1:3] == ". ":
@@ -35,7 +35,7 @@ def read_first_letter(answer: str) -> str:
 
 
 def read_mmbench(answer: str, choices: Mapping[str, str]) -> str:
-    """VLMEvalKit's rule without a judge: one letter that stands alone, or one option's text within the answer.
+    """VLMEvalKit's rule without a judge: one letter that stands alone, or one option's text in the answer.
 
     Args:
         answer: The answer.

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 _ARTICLES = frozenset({"a", "an", "the"})
@@ -29,16 +30,17 @@ _COMMA_VQA = re.compile(r"\d,\d")
 _COMMA_MMF = re.compile(r"(?<=\d),+(?=\d)")
 
 _ONE_APOSTROPHE = """
-    ain't aren't can't could've couldn't didn't doesn't don't hadn't hasn't haven't he'd he's how'd how'll how's
-    isn't it'd it'll ma'am mightn't might've mustn't must've needn't not've o'clock oughtn't shan't should've
-    shouldn't somebody'll somebody's someone'd someone'll someone's something'd something'll that's there'd
+    ain't aren't can't could've couldn't didn't doesn't don't hadn't hasn't haven't he'd he's how'd how'll
+    how's isn't it'd it'll ma'am mightn't might've mustn't must've needn't not've o'clock oughtn't shan't
+    should've shouldn't somebody'll somebody's someone'd someone'll someone's something'd something'll that's there'd
     there're there's they'd they'll they're they've 'twas wasn't we've weren't what'll what're what's what've
-    when's where'd where's where've who'd who'll who's who've why'll why're why's won't would've wouldn't y'all
-    you'd you'll you're you've
+    when's where'd where's where've who'd who'll who's who've why'll why're why's won't would've
+    wouldn't y'all you'd you'll you're you've
 """
 _MORE_APOSTROPHES = """
-    couldn't've hadn't've he'd've it'd've mightn't've 'ow's'at she'd've shouldn't've somebody'd've someone'd've
-    something'd've there'd've they'd've we'd've who'd've wouldn't've y'all'd've y'all'll you'd've
+    couldn't've hadn't've he'd've it'd've mightn't've 'ow's'at she'd've shouldn't've
+    somebody'd've someone'd've something'd've there'd've they'd've we'd've who'd've wouldn't've
+    y'all'd've y'all'll you'd've
 """
 
 
@@ -79,11 +81,13 @@ def flatten(text: str) -> str:
     return text.replace("\n", " ").replace("\t", " ").strip()
 
 
+@lru_cache(maxsize=1 << 16)
 def normalise(text: str) -> str:
     """VQA v2's normalisation of a flattened answer."""
     return normalise_words(strip_punctuation(text))
 
 
+@lru_cache(maxsize=1 << 16)
 def normalise_evalai(text: str) -> str:
     """The EvalAI processor's: TextVQA's scorer uses it, and LLaVA's scripts before every VQA submission."""
     text = text.lower().replace(",", "").replace("?", "").replace("'s", " 's").strip()
@@ -113,6 +117,8 @@ def vqa_accuracy(answer: str, people: Sequence[Mapping[str, Any]]) -> tuple[floa
     if len(set(given)) > 1:
         answer = normalise(answer)
         given = [normalise(text) for text in given]
+    if len({person.get("answer_id") for person in people} - {None}) == len(people):
+        return leave_one_out([text == answer for text in given]), answer
     # The official scorer leaves out everybody whose whole record equals the person's, not only the person:
     # without answer ids those are all who said the same with the same confidence.
     records = [{**person, "answer": text} for person, text in zip(people, given, strict=True)]

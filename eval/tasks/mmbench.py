@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +22,13 @@ _ROUND = 1_000_000
 _OPTIONS = "ABCD"
 # What pandas reads as a missing cell; LLaVA's and MMBench's own scripts read the file with it.
 _MISSING = frozenset(
-    ["", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>", "N/A", "NA", "NULL", "NaN", "None", "n/a", "nan", "null"]
-)
+    ("", "<NA>", "NULL", "null", "None", "NaN", "nan", "-NaN", "-nan", "NA", "N/A", "n/a", "#NA", "#N/A")
+).union(("#N/A N/A", "1.#IND", "-1.#IND", "1.#QNAN", "-1.#QNAN"))
 _NOT_SUBMITTED = ("hint", "category", "source", "image", "comment", "l2-category")
 
 
 class MmBench(Task):
-    """Circular accuracy: a question counts if it is right under every rotation. Vanilla: the first one only."""
+    """Circular: a question counts if it is right under every rotation. Vanilla: the first one only."""
 
     name = "mmbench"
     scorer = "VLMEvalKit, exact matching"
@@ -36,7 +38,7 @@ class MmBench(Task):
     def load_examples(
         self, questions: Path | None, annotations: Path | None, images: Path | None = None
     ) -> list[Example]:
-        """Reads the TSV. Its pictures are base64 text in it, so `images` is for pictures saved as INDEX.jpg."""
+        """Reads the TSV. Its pictures are text within it; `images` is for pictures saved as INDEX.jpg."""
         source = required(annotations or questions, "MMBench's TSV (--questions)")
         rows = _load_table(source)
         examples = [_example(row, number, source) for number, row in enumerate(rows, start=2)]
@@ -49,11 +51,13 @@ class MmBench(Task):
             raise InputError(
                 f"{len(orphans)} rotated rows of {source} lack their first row ({name_some(orphans)})."
             )
+        sizes = Counter(example.facts["group"] for example in examples)
+        examples = [replace(e, facts={**e.facts, "rotations": sizes[e.facts["group"]]}) for e in examples]
         return checked(examples, images, source)
 
     def judge(self, example: Example, answer: str, as_written: bool = False) -> Judgement:
         letter = read_mmbench(answer, example.facts["options"])
-        facts = {name: example.facts[name] for name in ("group", "l2", "split")}
+        facts = {name: example.facts[name] for name in ("group", "rotations", "l2", "split")}
         return Judgement(example.key, float(letter == example.answers[0]), letter, example.category, facts)
 
     def aggregate(self, judgements: Sequence[Judgement]) -> dict[str, Figure]:
@@ -81,11 +85,14 @@ class MmBench(Task):
 
     def units(self, judgements: Sequence[Judgement]) -> dict[str, float]:
         """Questions whose every rotation was judged: 1 if all are right."""
-        hits: dict[str, float] = {}
+        groups: dict[str, list[Judgement]] = {}
         for judgement in judgements:
-            group = judgement.facts["group"]
-            hits[group] = min(hits.get(group, 1.0), judgement.score)
-        return hits
+            groups.setdefault(judgement.facts["group"], []).append(judgement)
+        return {
+            name: min(j.score for j in group)
+            for name, group in groups.items()
+            if len(group) == group[0].facts["rotations"]
+        }
 
     def llava_prompt(self, example: Example) -> str:
         lead = f"{example.facts['hint']}\n" if example.facts["hint"] else ""

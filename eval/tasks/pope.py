@@ -46,8 +46,8 @@ class Pope(Task):
                 question = own[place] if own else None
                 if question is not None and _differs(question, row):
                     raise InputError(
-                        f"{category.capitalize()} question {place + 1} of {questions} and of {source} are not "
-                        "the same; the two files are of different versions."
+                        f"{category.capitalize()} question {place + 1} of {questions} and of {source} are "
+                        "not the same; the two files are of different versions."
                     )
                 examples.append(_example(row, category, place, question, len(labels) == 1))
         return checked(examples, images, source)

@@ -54,7 +54,7 @@ class ScienceQa(Task):
         else:
             if problems is None or split is None:
                 raise InputError(
-                    f"No pid_splits.json beside {source}; give the folder with both, or LLaVA's question file."
+                    f"No pid_splits.json beside {source}; give a folder with both, or LLaVA's question file."
                 )
             orphans = [key for key in split if key not in problems]
             if orphans:
