@@ -49,11 +49,12 @@ quickstart: $(STAMP)  ## bootstrap a 49-token SparseFormer from the embedded tea
 test-torch21: $(STAMP_21)  ## run the library's tests on torch 2.1 (needs Python 3.10 or 3.11)
 	PYTHONPATH=. $(TEST_THREADS) $(RUN_21) -m pytest -q -p no:cacheprovider tests/sparse_vlm
 
-$(STAMP_21):
+$(STAMP_21): Makefile
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 11))' || \
 		{ echo "make: torch 2.1 needs Python 3.10 or 3.11; name one, e.g. make PYTHON=python3.11 test-torch21" >&2; exit 1; }
 	test -x $(RUN_21) || $(PYTHON) -m venv $(ENV_21)
-	$(RUN_21) -m pip install --quiet $(PIP_FLAGS) 'torch==2.1.2' 'numpy>=1.24,<2' 'Pillow>=9.5' 'safetensors>=0.4' 'pytest>=8'
+	$(RUN_21) -m pip install --quiet $(PIP_FLAGS) 'torch==2.1.2' 'numpy>=1.24,<2' 'Pillow>=9.5' 'safetensors>=0.4' \
+		'pytest>=8' 'hypothesis>=6.100'
 	@touch $@
 
 clean:  ## remove caches and build outputs, but no environment and no results

@@ -115,7 +115,7 @@ def probe(theirs: list[str], ours: list[str], folder: Path) -> dict[str, Any]:
 def test_the_library_pulls_in_nothing_heavy(tmp_path: Path) -> None:
     said = probe(["torch", "numpy"], modules("sparse_vlm"), tmp_path)
     assert (said["changed"], said["sockets"], said["skipped"]) == ([], [], [])
-    heavy = {"transformers", "timm", "open_clip", "torchvision", "yaml", "matplotlib", "tqdm", "webdataset"}
+    heavy = {"transformers", "timm", "open_clip", "torchvision", "yaml", "matplotlib", "webdataset"}
     assert heavy & set(said["modules"]) == set()
 
 
@@ -125,19 +125,31 @@ def test_importing_every_module_changes_nothing(tmp_path: Path, package: str) ->
     assert (said["changed"], said["sockets"]) == ([], [])
 
 
-@pytest.mark.parametrize(
-    ("code", "changed"),
-    [
-        ("import os; os.environ['A_NEW_NAME'] = '1'", ["environment"]),
-        ("import logging; logging.basicConfig(level=10)", ["root log handlers", "root log level"]),
-        ("import torch; torch.manual_seed(0); torch.rand(1)", ["torch's random state"]),
-        ("import random; random.random()", ["Python's random state"]),
-        ("import numpy; numpy.random.rand()", ["NumPy's random state"]),
-        ("import socket; socket.socket().close()", []),
-    ],
-)
-def test_a_planted_change_is_seen(tmp_path: Path, code: str, changed: list[str]) -> None:
-    (tmp_path / "planted.py").write_text(code)
+PLANTED = """
+import logging, os, random, signal, socket
+import numpy, torch
+os.environ["A_NEW_NAME"] = "1"
+logging.basicConfig(level=10)
+random.random()
+numpy.random.rand()
+torch.manual_seed(0)
+torch.set_grad_enabled(False)
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+socket.socket().close()
+"""
+
+
+def test_planted_changes_are_seen(tmp_path: Path) -> None:
+    (tmp_path / "planted.py").write_text(PLANTED)
     said = probe(["torch", "numpy"], ["planted"], tmp_path)
-    assert said["changed"] == changed
-    assert bool(said["sockets"]) is ("socket" in code)
+    assert said["changed"] == [
+        "environment",
+        "root log handlers",
+        "root log level",
+        "Python's random state",
+        "NumPy's random state",
+        "torch's random state",
+        "torch's gradient mode",
+        "signal handlers",
+    ]
+    assert said["sockets"] == ["socket.__new__"]
