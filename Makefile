@@ -10,11 +10,14 @@ STAMP := $(ENV)/.installed
 ENV_21 := .venv-torch21
 RUN_21 := $(ENV_21)/bin/python
 STAMP_21 := $(ENV_21)/.installed
+ENV_LLAVA := .venv-llava
+RUN_LLAVA := $(ENV_LLAVA)/bin/python
+STAMP_LLAVA := $(ENV_LLAVA)/.installed
 
 # The machine's cores are shared by the test workers; one thread each.
 TEST_THREADS := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
-.PHONY: help env test lint format quickstart test-torch21 clean
+.PHONY: help env test lint format quickstart test-torch21 test-llava clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -55,6 +58,23 @@ $(STAMP_21): Makefile
 	test -x $(RUN_21) || $(PYTHON) -m venv $(ENV_21)
 	$(RUN_21) -m pip install --quiet $(PIP_FLAGS) 'torch==2.1.2' 'numpy>=1.24,<2' 'Pillow>=9.5' 'safetensors>=0.4' \
 		'pytest>=8' 'hypothesis>=6.100'
+	@touch $@
+
+# Upstream LLaVA pins a stack of its own. These versions are the leanest set on which its training and its
+# generation both run, without a GPU too; llava-torch comes without its dependencies, which pin older ones.
+LLAVA_STACK := torch==2.13.0 transformers==4.37.2 tokenizers==0.15.1 accelerate==0.34.2 peft==0.13.2 \
+	deepspeed==0.16.9 sentencepiece==0.1.99 'numpy<2' protobuf einops==0.6.1 shortuuid requests Pillow \
+	safetensors ninja setuptools 'pytest>=8'
+
+test-llava: $(STAMP_LLAVA)  ## train and run upstream LLaVA with our tower (needs Python 3.10 or 3.11)
+	PYTHONPATH=. $(TEST_THREADS) $(RUN_LLAVA) -m pytest -q -p no:cacheprovider tests/llava tests/llm_integration/test_tower.py
+
+$(STAMP_LLAVA): Makefile
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 11))' || \
+		{ echo "make: LLaVA's stack needs Python 3.10 or 3.11; name one, e.g. make PYTHON=python3.11 test-llava" >&2; exit 1; }
+	test -x $(RUN_LLAVA) || $(PYTHON) -m venv $(ENV_LLAVA)
+	$(RUN_LLAVA) -m pip install --quiet $(PIP_FLAGS) $(LLAVA_STACK)
+	$(RUN_LLAVA) -m pip install --quiet $(PIP_FLAGS) --no-deps llava-torch==1.2.2.post1
 	@touch $@
 
 clean:  ## remove caches and build outputs, but no environment and no results

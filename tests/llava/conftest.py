@@ -1,11 +1,19 @@
-"""A laboratory for an installed LLaVA: a tiny language model, a tiny encoder, pictures, and real commands."""
+"""A laboratory for an installed LLaVA: a tiny language model, a tiny encoder, pictures, and real commands.
+
+Importing LLaVA and what it needs takes most of the time of a tiny run. So most runs happen in forks of one
+process that has imported everything; those through launchers and for a fresh Python are real command lines.
+"""
 
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
+import runpy
 import subprocess
 import sys
+import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,6 +50,37 @@ class Lab:
         assert (done.returncode != 0) == fails, f"exit code {done.returncode}:\n{output[-6000:]}"
         return output
 
+    def fork(self, function: Callable[..., Any], *arguments: Any, fails: bool = False) -> str:
+        """Call a function in a process of its own, with everything imported; what it prints."""
+        log = self.folder / "fork.log"
+
+        def child() -> None:
+            with log.open("w") as file:
+                os.dup2(file.fileno(), 1)
+                os.dup2(file.fileno(), 2)
+                sys.stdout = sys.stderr = file
+                try:
+                    function(*arguments)
+                except BaseException:
+                    traceback.print_exc()
+                    raise SystemExit(1) from None
+
+        process = multiprocessing.get_context("fork").Process(target=child)
+        process.start()
+        process.join()
+        output = log.read_text()
+        assert (process.exitcode != 0) == fails, f"exit code {process.exitcode}:\n{output[-6000:]}"
+        return output
+
+    def train(self, out: str, *more: str, plugged: bool = True, fails: bool = False, **options: Any) -> str:
+        """Run llava.train.train in a fork."""
+        return self.fork(_train, self.flags(out, *more, **options), plugged, fails=fails)
+
+    def losses(self, out: str) -> list[float]:
+        """What the Trainer logged."""
+        state = json.loads((self.folder / out / "trainer_state.json").read_text())
+        return [entry["loss"] for entry in state["log_history"] if "loss" in entry]
+
     def flags(self, out: str, *more: str, llm: str | None = None) -> list[str]:
         """The flags of llava.train.train, as LLaVA's own scripts give them, and some for a small CPU run."""
         return [
@@ -60,7 +99,13 @@ class Lab:
 @pytest.fixture(scope="session")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
     """The laboratory, built once."""
-    pytest.importorskip("llava", reason="LLaVA is not installed here; make test-llava has an environment")
+    pytest.importorskip("llava.train.llava_trainer", reason="LLaVA is not installed; see make test-llava")
+    import deepspeed  # noqa: F401
+    import peft  # noqa: F401
+    import sentencepiece  # noqa: F401
+
+    import llm_integration.tower  # noqa: F401
+
     folder = tmp_path_factory.mktemp("llava")
     made = Lab(folder, folder / "tiny-vicuna", folder / "encoder", folder / "pictures", folder / "chats.json")
     _make_llm(made.llm)
@@ -77,6 +122,16 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
         records.append({"id": str(number), "image": f"{number}.png", "conversations": turns})
     made.chats.write_text(json.dumps(records), encoding="utf-8")
     return made
+
+
+def _train(flags: list[str], plugged: bool) -> None:
+    import contextlib
+
+    from llm_integration.llava import plugged_in
+
+    sys.argv = ["train.py", *flags]
+    with plugged_in() if plugged else contextlib.nullcontext():
+        runpy.run_module("llava.train.train", run_name="__main__", alter_sys=True)
 
 
 def make_encoder(folder: Path, seed: int = 0, **changes: Any) -> None:

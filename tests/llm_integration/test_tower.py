@@ -145,6 +145,7 @@ def test_a_frozen_tower_follows_device_moves_but_not_to_meta(
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_frozen_tower_moves_to_the_gpu_with_its_model(plain: Path) -> None:
     tower = SparseFormerVisionTower(plain, args())
     holder(tower).half().cuda()
