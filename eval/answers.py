@@ -110,7 +110,9 @@ def read_json_or_lines(path: Path, damaged: list[str] | None = None, distinct_ke
     text = read_text(path)
     hook = _distinct(path) if distinct_keys else None
     try:
-        return json.loads(text, object_pairs_hook=hook)
+        content = json.loads(text, object_pairs_hook=hook)
+        # A file of one line looks like a document; only a row has a question id.
+        return _Lines([(1, content)]) if isinstance(content, dict) and "question_id" in content else content
     except json.JSONDecodeError as error:
         first = text.lstrip().split("\n", 1)[0].strip()
         try:

@@ -30,12 +30,12 @@ _COMMA_VQA = re.compile(r"\d,\d")
 _COMMA_MMF = re.compile(r"(?<=\d),+(?=\d)")
 
 _ONE_APOSTROPHE = """
-    ain't aren't can't could've couldn't didn't doesn't don't hadn't hasn't haven't he'd he's how'd how'll
-    how's isn't it'd it'll ma'am mightn't might've mustn't must've needn't not've o'clock oughtn't shan't
-    should've shouldn't somebody'll somebody's someone'd someone'll someone's something'd something'll that's there'd
-    there're there's they'd they'll they're they've 'twas wasn't we've weren't what'll what're what's what've
-    when's where'd where's where've who'd who'll who's who've why'll why're why's won't would've
-    wouldn't y'all you'd you'll you're you've
+    ain't aren't can't could've couldn't didn't doesn't don't hadn't hasn't haven't he'd he's how'd
+    how'll how's isn't it'd it'll ma'am mightn't might've mustn't must've needn't not've o'clock
+    oughtn't shan't should've shouldn't somebody'll somebody's someone'd someone'll someone's
+    something'd something'll that's there'd there're there's they'd they'll they're they've 'twas
+    wasn't we've weren't what'll what're what's what've when's where'd where's where've who'd who'll
+    who's who've why'll why're why's won't would've wouldn't y'all you'd you'll you're you've
 """
 _MORE_APOSTROPHES = """
     couldn't've hadn't've he'd've it'd've mightn't've 'ow's'at she'd've shouldn't've

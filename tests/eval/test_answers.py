@@ -1,0 +1,140 @@
+"""Answer files: every form that is read, and everything that can be wrong with one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from eval.answers import AnswerFile, AnswerRecord, InputError, load_answers, match_answers, name_some
+from eval.task import Example
+
+EXAMPLES = [Example(str(n), n, f"question {n}", None, answers=("yes",)) for n in range(4)]
+
+
+def write(path: Path, content: Any) -> Path:
+    text = content if isinstance(content, str) else "".join(f"{json.dumps(row)}\n" for row in content)
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def by_id(record: AnswerRecord) -> tuple[str, ...]:
+    return (str(record.question_id),)
+
+
+def answers_of(*rows: tuple[int, str]) -> AnswerFile:
+    return AnswerFile(tuple(AnswerRecord(key, text, place=f"line {key}") for key, text in rows))
+
+
+def test_reads_llava_lines_results_json_predictions_and_mappings(tmp_path: Path) -> None:
+    lines = load_answers(write(tmp_path / "a.jsonl", [{"question_id": 1, "prompt": "p", "text": "Yes"}]))
+    assert lines.records[0].prompt == "p"
+    assert (lines.records[0].question_id, lines.records[0].text, lines.records[0].as_written) == (
+        1,
+        "Yes",
+        False,
+    )
+    results = load_answers(write(tmp_path / "a.json", json.dumps([{"question_id": 1, "answer": "yes"}])))
+    assert results.records[0].as_written
+    gqa = load_answers(write(tmp_path / "g.json", json.dumps([{"questionId": "7", "prediction": "yes"}])))
+    assert (gqa.records[0].question_id, gqa.records[0].as_written) == ("7", True)
+    graded = load_answers(write(tmp_path / "m.json", json.dumps({"v1_0": "x", "v1_1": "y"})))
+    assert [r.question_id for r in graded.records] == ["v1_0", "v1_1"]
+
+
+def test_reads_mmes_text_folder(tmp_path: Path) -> None:
+    write(tmp_path / "count.txt", "1.jpg\tAre there two?\tYes\tYes\n1.jpg\tAre there three?\tNo\n")
+    file = load_answers(tmp_path)
+    assert [r.question_id for r in file.records] == ["count/1.jpg"]
+    assert file.damaged == ("line 2 of count.txt",)
+
+
+def test_a_half_written_line_is_named_wherever_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    write(
+        path,
+        '{"question_id": 1, "text": "a"}\n{"question_id": 2, "te\n{"question_id": 3, "text": "b"}\n{"quest',
+    )
+    file = load_answers(path)
+    assert [r.question_id for r in file.records] == [1, 3]
+    assert file.damaged == ("line 2", "line 4")
+    assert file.records[1].place == "line 3"
+
+
+def test_a_line_separator_inside_an_answer_does_not_end_the_line(tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "a.jsonl",
+        '{"question_id": 1, "text": "a\u2028b\u0085c"}\n{"question_id": 2, "text": ""}\n',
+    )
+    assert [r.text for r in load_answers(path).records] == ["a\u2028b\u0085c", ""]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("hello", "neither JSON nor JSON lines"),
+        ('[{"question_id": 1}]', "has no answer"),
+        ('[{"question_id": 1, "text": 5}]', 'Answer 1 of .*"text" must be text, and is 5'),
+        ('[{"question_id": 1, "text": null}]', "must be text, and is null"),
+        ('[{"question_id": [1], "text": "a"}]', "must be a number or text"),
+        ("[1]", "is not an object"),
+        ("3", "holds no list of answers"),
+        ('{"questions": []}', "not an answer file"),
+        ('{"question_id": 1, "round_id": 2, "text": "A"}', "round 2"),
+    ],
+)
+def test_refuses_what_is_no_answer_file(tmp_path: Path, content: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        load_answers(write(tmp_path / "a.json", content))
+
+
+def test_refuses_missing_files_folders_and_bytes(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="does not exist"):
+        load_answers(tmp_path / "none.jsonl")
+    with pytest.raises(InputError, match="no text files"):
+        load_answers(tmp_path)
+    (tmp_path / "b").write_bytes(b'{"text": "\xff"}')
+    with pytest.raises(InputError, match="not UTF-8"):
+        load_answers(tmp_path / "b")
+
+
+def test_counts_missing_unknown_repeated_empty_long_and_foreign() -> None:
+    file = answers_of((0, ""), (1, "собака" * 300), (2, "yes"), (2, "yes"), (9, "yes"), (8, "Café"))
+    matched = match_answers(EXAMPLES, file, by_id)
+    assert matched.missing == ("3",)
+    assert matched.unknown == ("9", "8")
+    assert matched.repeated == ("2",)
+    assert matched.empty == ("0",)
+    assert matched.long == matched.foreign == ("1",)
+
+
+def test_accents_are_latin() -> None:
+    assert match_answers(EXAMPLES, answers_of((0, "Café ½ über 5€")), by_id).foreign == ()
+
+
+def test_two_different_answers_to_one_question_are_refused() -> None:
+    with pytest.raises(InputError, match=r"1 questions have two different answers: 2 \(line 2 and line 2\)"):
+        match_answers(EXAMPLES, answers_of((2, "yes"), (2, "no")), by_id)
+
+
+def test_answers_to_another_split_are_refused() -> None:
+    with pytest.raises(InputError, match="None of the 2 answers belongs to any of the 4 questions"):
+        match_answers(EXAMPLES, answers_of((10, "yes"), (11, "no")), by_id)
+
+
+def test_an_alias_of_two_examples_finds_neither() -> None:
+    twins = [Example("a/1", 1, "", None, aliases=("1",)), Example("b/1", 1, "", None, aliases=("1",))]
+    matched = match_answers([*twins, EXAMPLES[0]], answers_of((1, "x"), (0, "y")), by_id)
+    assert matched.unknown == ("1",)
+
+
+def test_optional_examples_are_not_missed() -> None:
+    video = Example("v", "v", "", None, optional=True)
+    assert match_answers([EXAMPLES[0], video], answers_of((0, "yes")), by_id).missing == ()
+
+
+def test_name_some() -> None:
+    assert name_some([1, 2]) == "1, 2"
+    assert name_some(range(8)) == "0, 1, 2, 3, 4 and 3 more"

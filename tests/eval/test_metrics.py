@@ -1,0 +1,169 @@
+"""Scoring rules on fixed inputs; the expected values were produced by the official scorers."""
+
+from __future__ import annotations
+
+import pytest
+
+from eval.metrics.choices import read_first_letter, read_mmbench, read_scienceqa
+from eval.metrics.vqa import (
+    flatten,
+    leave_one_out,
+    normalise,
+    normalise_evalai,
+    textvqa_accuracy,
+    vizwiz_accuracy,
+    vqa_accuracy,
+)
+from eval.metrics.yes_no import binary_figures, read_exact, read_mme, read_pope_llava
+
+# Answer, VQA v2's normalisation, the EvalAI processor's.
+NORMALISED = [
+    ("The Dog.", "dog", "dog"),
+    ("two", "2", "2"),
+    ("1,000", "1000", "1000"),
+    ("a 3.5 oz. can", "3.5 oz can", "3.5 oz can"),
+    ("Dont", "don't", "don't"),
+    ("it's", "it's", "it 's"),
+    ("What's that?", "what's that", "what 's that"),
+    ("yes, please", "yes please", "yes please"),
+    ("red/blue", "red blue", "red blue"),
+    ("red / blue", "red blue", "red blue"),
+    ("U.S.A.", "usa", "usa"),
+    ("10:30", "10:30", "10:30"),
+    ("T-shirt", "t shirt", "t shirt"),
+    ("none", "0", "0"),
+    ("An apple and the pear", "apple and pear", "apple and pear"),
+    ("12,3 a,b", "123 ab", "123 ab"),
+    ("youd've", "you'd've", "you'd've"),
+    ("somebody'd", "somebodyd", "somebodyd"),
+    ("." * 40 + "x", "." * 8 + "x", "." * 8 + "x"),
+    ("line\none", "line 1", "line 1"),
+    ("tab\there", "tab here", "tab here"),
+    ("", "", ""),
+    ("The", "", ""),
+    ("日本, 語", "日本 語", "日本 語"),
+    ("ten's", "ten's", "10 's"),
+    ("$5.00", "$5.00", "$5.00"),
+    ("5.", "5", "5"),
+    ("Im", "im", "im"),
+    ("`a`", "", ""),
+]
+
+
+@pytest.mark.parametrize(("text", "vqa", "evalai"), NORMALISED)
+def test_normalisation_is_the_official_one(text: str, vqa: str, evalai: str) -> None:
+    assert normalise(flatten(text)) == vqa
+    assert normalise_evalai(text) == evalai
+
+
+def people(*answers: str, ids: bool = True) -> list[dict[str, object]]:
+    return [
+        {"answer": answer, "answer_confidence": "yes"} | ({"answer_id": n} if ids else {})
+        for n, answer in enumerate(answers)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("others", "expected"), [(0, 0.0), (1, 0.3), (2, 0.6), (3, 0.9), (4, 1.0), (10, 1.0)]
+)
+def test_leave_one_out_counts_the_other_nine(others: int, expected: float) -> None:
+    assert leave_one_out([True] * others + [False] * (10 - others)) == pytest.approx(expected)
+
+
+def test_vqa_normalises_only_where_people_disagree() -> None:
+    assert vqa_accuracy("The dog", people(*["dog"] * 10))[0] == 0.0
+    assert vqa_accuracy("The dog", people(*["dog"] * 9, "a dog."))[0] == 1.0
+
+
+def test_vqa_leaves_out_equal_records_where_there_are_no_ids() -> None:
+    # Everybody who said "dog" is one and the same record, so nobody else is left to agree with.
+    assert vqa_accuracy("dog", people(*["dog"] * 5, *["cat"] * 5, ids=False))[0] == 0.5
+    assert vqa_accuracy("dog", people(*["dog"] * 5, *["cat"] * 5))[0] == 1.0
+
+
+def test_vizwiz_takes_peoples_answers_as_they_stand() -> None:
+    assert vizwiz_accuracy("Unanswerable.", ["unanswerable"] * 10)[0] == 1.0
+    assert vizwiz_accuracy("a dog", ["a dog"] * 10)[0] == 0.0
+
+
+def test_textvqa_normalises_both_sides() -> None:
+    assert textvqa_accuracy("Nokia's", ["nokia 's"] * 10)[0] == 1.0
+    assert textvqa_accuracy("", ["the"] * 10)[0] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("answer", "llava", "strict", "mme"),
+    [
+        ("Yes", "yes", "yes", "yes"),
+        ("No", "no", "no", "no"),
+        ("NO", "yes", "no", "no"),
+        ("No, there is", "no", "", "no"),
+        ("It is. No", "yes", "", ""),
+        ("There is not one", "no", "", ""),
+        ("know", "yes", "", "no"),
+        (" yes\n", "yes", "yes", "yes"),
+        ("no\n", "yes", "no", "no"),
+        ("", "yes", "", ""),
+        ("否", "yes", "", ""),
+    ],
+)
+def test_yes_and_no_under_three_rules(answer: str, llava: str, strict: str, mme: str) -> None:
+    assert (read_pope_llava(answer), read_exact(answer), read_mme(answer)) == (llava, strict, mme)
+
+
+def test_binary_figures_by_hand() -> None:
+    pairs = (
+        [("yes", "yes")] * 6 + [("yes", "no")] * 2 + [("no", "yes")] * 3 + [("no", "no")] * 8 + [("yes", "")]
+    )
+    figures = binary_figures(pairs, "rule")
+    assert figures["accuracy"].value == pytest.approx(70.0)
+    assert figures["precision"].value == pytest.approx(100 * 6 / 9)
+    assert figures["recall"].value == pytest.approx(100 * 6 / 9)
+    assert figures["f1"].value == pytest.approx(100 * 6 / 9)
+    assert figures["yes_ratio"].value == pytest.approx(45.0)
+    assert binary_figures(pairs, "rule", forgiving_recall=True)["recall"].value == pytest.approx(75.0)
+    assert all(figure.low < figure.value < figure.high for figure in figures.values())
+
+
+def test_binary_figures_without_any_yes() -> None:
+    figures = binary_figures([("no", "no")] * 3, "rule")
+    assert (figures["accuracy"].value, figures["f1"].value) == (100.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("answer", "letter"),
+    [
+        ("B", "B"),
+        ("B. because", "B"),
+        ("The answer is C.", "C"),
+        ("The answer is C", ""),
+        ("The answer is A. The answer is B.", ""),
+        ("E", ""),
+        ("b", ""),
+        ("", ""),
+    ],
+)
+def test_scienceqa_letters(answer: str, letter: str) -> None:
+    assert read_scienceqa(answer, 4) == letter
+
+
+@pytest.mark.parametrize(
+    ("answer", "letter"),
+    [
+        ("B", "B"),
+        ("(B)", "B"),
+        ("B. red", "B"),
+        ("It is A or B", ""),
+        ("The correct answer is **C**, while A and B are not", "C"),
+        ("a red one", "B"),
+        ("red or blue", ""),
+        ("Cannot determine the answer", "Z"),
+        ("", ""),
+    ],
+)
+def test_mmbench_letters(answer: str, letter: str) -> None:
+    assert read_mmbench(answer, {"A": "green", "B": "red", "C": "blue"}) == letter
+
+
+def test_first_letter() -> None:
+    assert [read_first_letter(text) for text in (" b. dog", "", "C")] == ["B", "", "C"]

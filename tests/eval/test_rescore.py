@@ -1,0 +1,181 @@
+"""The rescoring and comparing commands, end to end on files."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from eval.compare import compare_scores
+from eval.compare import main as compare
+from eval.rescore import main as rescore
+
+
+def put(path: Path, rows: list[dict[str, Any]], tail: str = "") -> Path:
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows) + tail, encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def quiz(tmp_path: Path) -> Path:
+    """An easy-VQA question file with ten questions."""
+    path = tmp_path / "questions.json"
+    path.write_text(json.dumps([[f"is it {n}?", "yes", n] for n in range(10)]))
+    return path
+
+
+def answers(*texts: str) -> list[dict[str, Any]]:
+    return [{"question_id": n, "text": text} for n, text in enumerate(texts)]
+
+
+def test_prints_a_table_and_writes_json(
+    quiz: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stored = put(
+        tmp_path / "a.jsonl", [*answers(*["yes"] * 7, "no", "", "нет"), {"question_id": 77, "text": "yes"}]
+    )
+    made = tmp_path / "out/scores.json"
+    arguments = [
+        "--task",
+        "easy-vqa",
+        "--questions",
+        str(quiz),
+        "--answers",
+        str(stored),
+        "--json",
+        str(made),
+    ]
+    assert rescore(arguments) == 0
+    printed = capsys.readouterr().out
+    assert "accuracy     70.00%      39.68 ...  89.22       10  exact match (wilson)" in printed
+    assert "answered: 10 of 10 questions" in printed
+    assert "1 answers to questions that were not asked, left out: 77" in printed
+    assert "1 empty answers, which the rule reads as wrong: 8" in printed
+    assert "1 answers with letters of another script than Latin: 9" in printed
+    content = json.loads(made.read_text())
+    assert content["figures"]["accuracy"]["value"] == 70.0
+    assert content["units"]["7"] == 0.0
+    assert content["coverage"]["unknown"] == {"count": 1, "first": ["77"]}
+    assert rescore(arguments) == 0
+    assert json.loads(made.read_text()) == content
+
+
+def test_holes_are_refused_or_scored_around(
+    quiz: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stored = put(tmp_path / "a.jsonl", answers(*["yes"] * 8), '{"question_id": 8, "te')
+    arguments = ["--task", "easy_vqa", "--questions", str(quiz), "--answers", str(stored)]
+    assert rescore(arguments) == 2
+    error = capsys.readouterr().err
+    assert "2 of 10 questions have no answer in" in error
+    assert "(8, 9); not whole: line 9" in error
+    assert rescore([*arguments, "--allow-missing"]) == 0
+    printed = capsys.readouterr().out
+    assert "100.00%" in printed
+    assert "answered: 8 of 10 questions" in printed
+    assert "every figure is over the answered questions only" in printed
+    assert "1 lines that are not whole, left out: line 9" in printed
+
+
+def test_wrong_calls_end_with_one_sentence(
+    quiz: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stored = str(put(tmp_path / "a.jsonl", answers(*["yes"] * 10)))
+    common = ["--questions", str(quiz), "--answers", stored]
+    assert rescore(["--task", "easyvqu", *common]) == 2
+    assert capsys.readouterr().err.startswith(
+        "error: There is no benchmark 'easyvqu'; did you mean 'easy_vqa'?"
+    )
+    assert rescore(["--task", "easy_vqa", *common, "--submission", str(tmp_path / "s.json")]) == 2
+    assert "has no submission format" in capsys.readouterr().err
+    assert not (tmp_path / "s.json").exists()
+
+
+def test_writes_submissions_where_the_gold_answers_are_hidden(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [
+        {
+            "question_id": 5,
+            "image": "v.jpg",
+            "text": "What?\nAnswer the question using a single word or phrase.",
+        }
+    ]
+    questions = put(tmp_path / "q.jsonl", rows)
+    stored = put(tmp_path / "a.jsonl", [{"question_id": 5, "text": "A Dog."}])
+    common = ["--task", "vqav2", "--questions", str(questions), "--answers", str(stored)]
+    assert rescore(common) == 2
+    assert "Pass --submission FILE" in capsys.readouterr().err
+    assert rescore([*common, "--submission", str(tmp_path / "s.xlsx")]) == 2
+    assert "submission is a .json file" in capsys.readouterr().err
+    assert rescore([*common, "--submission", str(tmp_path / "s.json")]) == 0
+    assert json.loads((tmp_path / "s.json").read_text()) == [{"question_id": 5, "answer": "dog"}]
+
+
+def test_compares_two_runs(quiz: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = []
+    for name, texts in (("a", ["yes"] * 4 + ["no"] * 6), ("b", ["no"] + ["yes"] * 9)):
+        stored = put(tmp_path / f"{name}.jsonl", answers(*texts))
+        made.append(tmp_path / name / "scores.json")
+        assert (
+            rescore(
+                [
+                    "--task",
+                    "easy_vqa",
+                    "--questions",
+                    str(quiz),
+                    "--answers",
+                    str(stored),
+                    "--json",
+                    str(made[-1]),
+                ]
+            )
+            == 0
+        )
+    capsys.readouterr()
+    assert compare([str(made[0].parent), str(made[1]), "--json", str(tmp_path / "c.json")]) == 0
+    printed = capsys.readouterr().out
+    assert "B - A  +50.00 points" in printed
+    assert "only A right: 1, only B right: 6, McNemar exact p = 0.125" in printed
+    assert json.loads((tmp_path / "c.json").read_text())["p"] == 0.125
+
+    short = json.loads(made[0].read_text())
+    del short["units"]["9"]
+    other = tmp_path / "short.json"
+    other.write_text(json.dumps(short))
+    assert compare([str(made[1]), str(other)]) == 2
+    assert "1 questions were answered by one of the runs only" in capsys.readouterr().err
+    assert compare([str(made[1]), str(other), "--allow-missing"]) == 0
+    assert "1 questions that only one of the runs answered were left out" in capsys.readouterr().out
+    other.write_text(json.dumps({**short, "task": "gqa"}))
+    assert compare([str(made[1]), str(other)]) == 2
+    assert "The runs differ in task: 'easy_vqa' and 'gqa'" in capsys.readouterr().err
+    other.write_text("{}")
+    assert compare([str(made[1]), str(other)]) == 2
+    assert "was it written by eval.rescore?" in capsys.readouterr().err
+
+
+def test_soft_scores_have_no_mcnemar_test() -> None:
+    made = compare_scores({"a": 0.3, "b": 1.0}, {"a": 0.6, "b": 1.0})
+    assert (made.p, made.only_first, round(made.difference, 6)) == (None, None, 15.0)
+
+
+@pytest.mark.real_data
+def test_llavas_stored_pope_answers_give_the_published_figures(tmp_path: Path) -> None:
+    default = Path(__file__).resolve().parents[2] / "../shared/data"
+    folder = Path(os.environ.get("SPARSE_VLM_REAL_DATA", default)) / "pope"
+    if not folder.is_dir():
+        pytest.skip("no POPE files: set SPARSE_VLM_REAL_DATA to the folder of real data")
+    made = tmp_path / "pope.json"
+    files = ["--questions", f"{folder}/questions.jsonl", "--annotations", str(folder)]
+    stored = f"{folder}/answers_llava-v1.5-13b.jsonl"
+    assert rescore(["--task", "pope", *files, "--answers", stored, "--json", str(made)]) == 0
+    figures = json.loads(made.read_text())["figures"]
+    for rule in ("llava", "strict"):
+        f1 = [
+            round(figures[f"{rule}/{name}/f1"]["value"], 1) for name in ("random", "popular", "adversarial")
+        ]
+        assert f1 == [87.1, 86.2, 84.5]
