@@ -34,11 +34,13 @@ def vocabulary() -> list[str]:
 
 def write_tokenizer(directory: Path) -> None:
     """Writes `tokenizer.json` and `tokenizer_config.json`, one token a word, for open_clip's HFTokenizer."""
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+    from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 
     ids = {token: index for index, token in enumerate(vocabulary())}
     tokenizer = Tokenizer(models.WordLevel(ids, unk_token=_UNKNOWN))
-    tokenizer.normalizer = normalizers.Lowercase()
+    # One article is enough for a class template such as "a {}" to fit every colour.
+    one_article = normalizers.Replace(Regex(r"\ban\b"), "a")
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Lowercase(), one_article])
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.Whitespace()]
     )

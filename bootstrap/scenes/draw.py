@@ -155,6 +155,7 @@ def _draw_background(scene: Scene, side: int) -> Image.Image:
     small = side // 8
     # RandomState's streams are frozen by numpy's promise, which Generator's are not.
     noise = np.random.RandomState(scene.background_seed)
+    pixels: np.ndarray
     if scene.background == "plain":
         pixels = np.broadcast_to(first, (small, small, 3))
     elif scene.background == "gradient":
@@ -167,7 +168,9 @@ def _draw_background(scene: Scene, side: int) -> Image.Image:
     else:
         coarse = noise.uniform(0, 1, (4, 4, 1))
         pixels = np.repeat(np.repeat(first + coarse * (second - first), small // 4 + 1, 0), small // 4 + 1, 1)
-    picture = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).resize((side, side), Image.BILINEAR)
+    picture = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).resize(
+        (side, side), Image.Resampling.BILINEAR
+    )
     draw = ImageDraw.Draw(picture)
     for _ in range(rng.randint(1, 6)):
         x0, y0, x1, y1 = (rng.uniform(0, side) for _ in range(4))

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from itertools import permutations
 
 from bootstrap.scenes.scene import Scene, SceneObject, build_scene
-from bootstrap.scenes.vocabulary import COLORS, SHAPES, TEXTURES, plural
+from bootstrap.scenes.vocabulary import COLORS, SHAPES, TEXTURES, plural, with_article
 
 MAX_COUNT = 3
 """Counting questions have answers 0 to `MAX_COUNT`; higher counts are too rare to balance."""
@@ -87,8 +87,7 @@ def existence(scene: Scene) -> Iterator[Question]:
     # The balance decides between yes and no; names of the partner make no-questions as plausible.
     present = {thing.name for thing in scene.objects}
     for name in sorted(present | {thing.name for thing in _partner(scene).objects}):
-        article = "an" if name[0] in "aeiou" else "a"
-        yield Question(f"Is there {article} {name}?", "yes" if name in present else "no", "existence", 2)
+        yield Question(f"Is there {with_article(name)}?", "yes" if name in present else "no", "existence", 2)
 
 
 def counting(scene: Scene) -> Iterator[Question]:

@@ -6,7 +6,7 @@ import random
 from typing import Any
 
 from bootstrap.scenes.scene import Scene, SceneObject
-from bootstrap.scenes.vocabulary import COUNT_WORDS, plural
+from bootstrap.scenes.vocabulary import COUNT_WORDS, plural, with_article
 
 _LEFT_RIGHT = ("on the left", "in the center", "on the right")
 _TOP_BOTTOM = ("at the top", "in the middle", "at the bottom")
@@ -25,7 +25,7 @@ def _main_phrase(rng: random.Random, scene: Scene) -> str:
     main = scene.main
     draw = rng.random()
     if draw < 0.15:
-        phrase = f"a {main.color} {main.shape}"
+        phrase = with_article(main.name)
     elif draw < 0.3:
         phrase = f"a big {main.color} {main.shape}"
     else:
@@ -41,7 +41,7 @@ def _others_phrases(rng: random.Random, scene: Scene) -> list[str]:
         if not thing.main:
             counts[thing.color, thing.shape] = counts.get((thing.color, thing.shape), 0) + 1
     phrases = [
-        f"a {color} {shape}" if count == 1 else f"{COUNT_WORDS[count]} {color} {plural(shape)}"
+        with_article(f"{color} {shape}") if count == 1 else f"{COUNT_WORDS[count]} {color} {plural(shape)}"
         for (color, shape), count in counts.items()
     ]
     rng.shuffle(phrases)

@@ -45,6 +45,11 @@ def class_index(shape: str, color: str) -> int:
     return ALL_PAIRS.index((shape, color))
 
 
+def with_article(noun: str) -> str:
+    """`a red circle`, `an orange ring`."""
+    return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
+
+
 def plural(shape: str) -> str:
     """Plural of a shape's name."""
     return shape + ("es" if shape.endswith("s") else "s")

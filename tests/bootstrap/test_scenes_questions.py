@@ -50,7 +50,7 @@ def answer_again(scene: Scene, text: str) -> str:
         r"Is the (.+) to the right of the (.+)\?": lambda m: yes(only(scene, m[1]).x > only(scene, m[2]).x),
         r"Is the (.+) above the (.+)\?": lambda m: yes(only(scene, m[1]).y < only(scene, m[2]).y),
         r"Is the (.+) below the (.+)\?": lambda m: yes(only(scene, m[1]).y > only(scene, m[2]).y),
-        r"What (word|number) is written in the picture\?": lambda m: scene.printed and scene.printed.text,
+        r"What \w+ is written in the picture\?": lambda m: scene.printed and scene.printed.text,
     }
     for pattern, answer in patterns.items():
         match = re.fullmatch(pattern, text)
@@ -69,7 +69,7 @@ def test_every_answer_follows_from_the_ground_truth(split: str):
 
 @pytest.mark.parametrize("split", ["train", "heldout"])
 def test_guessing_without_the_picture_is_near_chance(split: str):
-    """The best guesser per kind and per wording, fitted on the training questions, gains little over chance."""
+    """A guesser per wording and per kind, fitted on the training questions, gains little over chance."""
     known: dict[str, Counter[str]] = defaultdict(Counter)
     for _, question in asked("train", 600):
         known[question.text][question.answer] += 1
