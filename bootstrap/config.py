@@ -159,8 +159,9 @@ class HeldoutSettings:
     Attributes:
         source: folder or tars, as in ``data.source``; None for no evaluation.
         truth: how to know the right class: ``"none"``, ``"index_prefix"`` (file names begin with the class
-            index and an underscore), or a JSON file of picture name to class index.
-        classes: JSON file with ``classnames`` and ``templates`` for zero-shot classification by a teacher
+            index and an underscore), or a JSON file of picture name to class index (perhaps under the key
+            ``labels``).
+        classes: JSON file with ``classes`` and ``templates`` for zero-shot classification by a teacher
             with a text side.
         limit: at most so many pictures.
         batch_size: pictures at once.

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from sparse_vlm.draw import draw_rois
 from torch import Tensor
 
+from sparse_vlm.draw import draw_rois
 from sparse_vlm.encoder import SparseFormer
 
 from .config import HeldoutSettings
@@ -132,6 +132,7 @@ class HeldOut:
                     f"{next(name for name in names if not name.split('_')[0].isdigit())!r}"
                 ) from None
         table = json.loads(Path(truth).read_text(encoding="utf-8"))
+        table = table.get("labels", table)
         missing = [name for name in names if name not in table]
         if missing:
             raise ValueError(f"{truth} says nothing about {len(missing)} pictures, such as {missing[0]!r}")
@@ -167,12 +168,10 @@ def _choose_labels(settings: HeldoutSettings, teacher: Teacher) -> tuple[Tensor 
                 "has none"
             )
         table = json.loads(Path(settings.classes).read_text(encoding="utf-8"))
-        if not {"classnames", "templates"} <= table.keys():
-            raise ValueError(
-                f"{settings.classes} must hold 'classnames' and 'templates', found {sorted(table)}"
-            )
+        if not {"classes", "templates"} <= table.keys():
+            raise ValueError(f"{settings.classes} must hold 'classes' and 'templates', found {sorted(table)}")
         rows = []
-        for name in table["classnames"]:
+        for name in table["classes"]:
             texts = teacher.encode_text([template.replace("{}", name) for template in table["templates"]])
             rows.append(F.normalize(F.normalize(texts.float().cpu(), dim=-1).mean(dim=0), dim=-1))
         return torch.stack(rows), "zero-shot"

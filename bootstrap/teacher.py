@@ -204,17 +204,11 @@ def spec_to_config(spec: TeacherSpec, drop: int | None = None, **overrides: Any)
         overrides: fields of :class:`SparseFormerConfig` to set differently.
 
     Raises:
-        TeacherError: for a pooling that a SparseFormer's head does not have.
         ValueError: if the width does not fit a SparseFormer, or an override is unknown or contradictory.
     """
     drop = spec.depth // 3 if drop is None else drop
     if not 0 <= drop < spec.depth:
         raise ValueError(f"drop must be 0 to {spec.depth - 1} of {spec.depth} blocks, got {drop}")
-    if spec.pooling == "mean" and spec.has_cls:
-        raise TeacherError(
-            f"teacher {spec.name} averages its patches and leaves its class token out, a SparseFormer's head "
-            "averages all tokens: they would not share an output space"
-        )
     focusing_width = overrides.get("focusing_width", max(64, int(spec.width / 128 + 0.5) * 64))
     values = {
         "width": spec.width,

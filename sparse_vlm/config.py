@@ -72,8 +72,8 @@ class SparseFormerConfig:
         norm_eps: epsilon of the layer norms of cortex and head.
         entry_norm: the layer norm that CLIP puts before its first block; only of use when the cortex
             inherits that first block.
-        pooling: how tokens become one vector: the class token, their mean, or attention from a learned
-            probe (SigLIP).
+        pooling: how tokens become one vector: the class token, the mean of the latents, or attention from
+            a learned probe (SigLIP).
         output_width: width E of the pooled embedding after projection; 0 for no projection.
         head_bias: bias on that projection.
     """

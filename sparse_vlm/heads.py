@@ -50,6 +50,7 @@ class Head(nn.Module):
     def __init__(self, config: SparseFormerConfig) -> None:
         super().__init__()
         self.pooling = config.pooling
+        self.prefix = int(config.cls_token)
         self.norm = nn.LayerNorm(config.width, eps=config.norm_eps)
         self.pool = AttentionPool(config) if config.pooling == "attention" else None
         self.proj = (
@@ -80,6 +81,7 @@ class Head(nn.Module):
         elif self.pooling == "cls":
             pooled = normed[:, 0]
         else:
-            # Mean first, then the norm, as v1 SparseFormers and timm's average-pooled ViTs do.
-            pooled = self.norm(tokens.mean(dim=1))
+            # Mean first, then the norm, and without the class token, as v1 SparseFormers and timm's
+            # average-pooled ViTs do.
+            pooled = self.norm(tokens[:, self.prefix :].mean(dim=1))
         return normed, self.proj(pooled)

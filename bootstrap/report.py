@@ -1,0 +1,160 @@
+"""A run as one HTML page, no network needed: ``python -m bootstrap.report RUN_DIR [-o report.html]``."""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import html
+import io
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sparse_vlm.atomic import write_atomic
+
+from .log import read_log
+
+_STYLE = """
+:root { --ink: #1b1f24; --soft: #5b6570; --paper: #ffffff; --line: #d9dee3; }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e6e9ec; --soft: #9aa5b1; --paper: #14171a; --line: #333a41; }
+  img.chart { filter: invert(0.9) hue-rotate(180deg); } }
+body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); margin: 0 auto;
+  max-width: 60rem; padding: 1.5rem; }
+h1 { font-size: 1.6rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
+p.note { color: var(--soft); }
+div.wide { overflow-x: auto; }
+table { border-collapse: collapse; width: 100%; } th, td { text-align: right; padding: 0.35rem 0.7rem;
+  border-bottom: 1px solid var(--line); } th:first-child, td:first-child { text-align: left; }
+img { max-width: 100%; height: auto; } pre { overflow-x: auto; font-size: 0.8rem; color: var(--soft); }
+"""
+
+_TITLES = {
+    "loss": "loss (weighted sum)",
+    "handover": "hand-over tokens",
+    "tokens": "final tokens",
+    "pooled": "pooled embedding",
+    "pooled_cosine": "pooled embedding, 1 - cosine",
+    "relations": "relations",
+}
+_HELDOUT = {"cosine": "cosine", "agreement": "label agreement", "retrieval": "retrieval", "top1": "top-1"}
+
+
+def build_report(run: Path, rows: Sequence[Sequence[str]] = (), note: str = "") -> str:
+    """The page of a run directory.
+
+    Args:
+        run: written by :mod:`bootstrap.train`.
+        rows: a table to put first: head, then lines. By default the held-out figures of the run.
+        note: a sentence below it.
+
+    Raises:
+        ValueError: if the directory holds no run.
+    """
+    if not (run / "log.jsonl").is_file():
+        raise ValueError(f"{run} holds no log.jsonl: name a run directory written by bootstrap.train")
+    lines = read_log(run / "log.jsonl")
+    provenance: dict[str, Any] = {}
+    if (run / "encoder" / "provenance.json").is_file():
+        provenance = json.loads((run / "encoder" / "provenance.json").read_text(encoding="utf-8"))
+    parts = [
+        "<h1>A SparseFormer, bootstrapped</h1>",
+        _table(rows or _default_rows(provenance)),
+        f'<p class="note">{html.escape(note)}</p>' if note else "",
+        "<h2>Distances from the teacher while training</h2>",
+        _curves([line for line in lines if line["kind"] == "train"], _TITLES, log_scale=True),
+    ]
+    heldout = [line for line in lines if line["kind"] == "heldout"]
+    if len(heldout) > 1:
+        parts += ["<h2>Agreement on held-out pictures</h2>", _curves(heldout, _HELDOUT, log_scale=False)]
+    figures = sorted((run / "figures").glob("rois_*.png")) if (run / "figures").is_dir() else []
+    if figures:
+        parts.append("<h2>Where the tokens look</h2>")
+        chosen = [figures[-1]] if len(figures) == 1 else [figures[0], figures[-1]]
+        for figure in chosen:
+            step = int(figure.stem.split("_")[1])
+            parts.append(
+                f"<p>After step {step}:</p>{_image(figure.read_bytes(), 'png', f'RoIs after step {step}')}"
+            )
+    if provenance:
+        text = html.escape(json.dumps(provenance, indent=2))
+        parts.append(f"<h2>Provenance</h2><details><summary>everything</summary><pre>{text}</pre></details>")
+    body = "\n".join(part for part in parts if part)
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>sparse-vlm: {html.escape(run.name)}</title><style>{_STYLE}</style></head>"
+        f"<body>{body}</body></html>\n"
+    )
+
+
+def _default_rows(provenance: Mapping[str, Any]) -> list[list[str]]:
+    figures = provenance.get("figures", {})
+    plain = {name: value for name, value in figures.items() if isinstance(value, float)}
+    return [["held-out figure", "value"], *([name, f"{value:.4f}"] for name, value in plain.items())]
+
+
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    if len(rows) < 2:
+        return (
+            '<p class="note">No held-out figures: the run is not finished, or had no held-out pictures.</p>'
+        )
+
+    def line(cells: Iterable[str], tag: str) -> str:
+        return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+
+    body = "".join(line(row, "td") for row in rows[1:])
+    return f'<div class="wide"><table><thead>{line(rows[0], "th")}</thead><tbody>{body}</tbody></table></div>'
+
+
+def _curves(lines: Sequence[Mapping[str, Any]], titles: Mapping[str, str], log_scale: bool) -> str:
+    """Curves over steps as an SVG picture."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(8.4, 3.6))
+    for name, title in titles.items():
+        points = [(line["step"], line[name]) for line in lines if name in line]
+        if points:
+            axes.plot(*zip(*points, strict=True), label=title, linewidth=1.6)
+    if log_scale:
+        axes.set_yscale("log")
+    else:
+        axes.set_ylim(0, 1)
+    axes.set_xlabel("step")
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=8)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="svg", bbox_inches="tight", transparent=True)
+    pyplot.close(figure)
+    return _image(buffer.getvalue(), "svg+xml", "curves over steps", "chart")
+
+
+def _image(data: bytes, kind: str, alt: str, css: str = "") -> str:
+    encoded = base64.b64encode(data).decode("ascii")
+    return f'<img class="{css}" alt="{html.escape(alt)}" src="data:image/{kind};base64,{encoded}">'
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m bootstrap.report", description="A run as one HTML page.")
+    parser.add_argument("run", type=Path, help="run directory of bootstrap.train")
+    parser.add_argument(
+        "-o", "--out", type=Path, help="file to write; by default report.html in the run directory"
+    )
+    options = parser.parse_args(arguments)
+    try:
+        page = build_report(options.run)
+        out = options.out or options.run / "report.html"
+        write_atomic(out, page)
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"report: {error}") from None
+    print(out)
+
+
+if __name__ == "__main__":
+    main()

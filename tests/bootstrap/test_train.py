@@ -1,0 +1,208 @@
+"""The bootstrap command end to end on a tiny teacher: what it writes, how it resumes, what it refuses."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from bootstrap.config import read_config
+from bootstrap.log import read_log
+from bootstrap.state import list_checkpoints
+from bootstrap.train import bootstrap, main
+from sparse_vlm import load_encoder
+from sparse_vlm.checkpoint import load_provenance
+
+Write = Callable[..., Path]
+
+
+def _weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(str(run / "encoder" / "model.safetensors"))
+
+
+def _assert_equal(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> None:
+    assert left.keys() == right.keys()
+    assert [name for name in left if not torch.equal(left[name], right[name])] == []
+
+
+def test_a_run_leaves_an_encoder_that_came_closer(
+    write_run: Write, picture_folder: Path, tmp_path: Path
+) -> None:
+    heldout = {"source": str(picture_folder), "every": 10, "tokens": [3, 10]}
+    path = write_run(
+        steps=40, save_every=20, heldout=heldout, optimiser={"lr": 5e-3, "warmup_steps": 2, "ema": 0.5}
+    )
+    directory = bootstrap(read_config(path))
+    encoder = load_encoder(directory)
+    assert encoder.num_tokens == 5
+    lines = read_log(tmp_path / "run" / "log.jsonl")
+    losses = [line for line in lines if line["kind"] == "train"]
+    assert [line["step"] for line in losses] == list(range(1, 41))
+    assert set(losses[0]) >= {"handover", "loss"}
+    assert "tokens" not in losses[0]  # the warm-up
+    assert set(losses[-1]) >= {"handover", "tokens", "pooled", "loss", "gradient_norm", "lr"}
+    assert losses[-1]["tokens"] < 0.8 * losses[9]["tokens"]
+    scores = [line for line in lines if line["kind"] == "heldout"]
+    assert [line["step"] for line in scores] == [10, 20, 30, 40]
+    assert len(list((tmp_path / "run" / "figures").glob("rois_*.png"))) == 4
+    assert (tmp_path / "run" / "inheritance.txt").read_text().count("\n") > 20
+    provenance = load_provenance(directory)
+    assert provenance["steps"] == 40
+    assert provenance["pictures_seen"] == 160
+    assert provenance["figures"]["by_tokens"].keys() == {"3", "10"}
+    assert provenance["blocks"] == {"drop": 1, "tune": 1, "freeze": 1}
+
+
+def test_frozen_parts_stay_the_teachers(write_run: Write, tmp_path: Path, tiny_teacher: Path) -> None:
+    bootstrap(read_config(write_run()))
+    ours, theirs = _weights(tmp_path / "run"), load_file(str(tiny_teacher / "open_clip_model.safetensors"))
+    block = "visual.transformer.resblocks"
+    torch.testing.assert_close(ours["cortex.blocks.1.mlp.fc1.weight"], theirs[f"{block}.2.mlp.c_fc.weight"])
+    assert not torch.equal(ours["cortex.blocks.0.mlp.fc1.weight"], theirs[f"{block}.1.mlp.c_fc.weight"])
+
+
+def test_killed_at_any_moment_it_goes_on_bit_equal(write_run: Write, tmp_path: Path) -> None:
+    settings = {
+        "steps": 30,
+        "save_every": 3,
+        "optimiser": {"ema": 0.9, "warmup_steps": 5},
+        "student": {**read_student(), "token_counts": [5, 5, 3]},
+        "data": None,
+    }
+    settings.pop("data")
+    bootstrap(read_config(write_run("whole", **settings)))
+    path = write_run("killed", **settings)
+    command = [sys.executable, "-m", "bootstrap.train", str(path)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+    deadline = time.time() + 120
+    while not list_checkpoints(tmp_path / "killed" / "checkpoints"):
+        assert process.poll() is None, "the run ended before it could be killed"
+        assert time.time() < deadline
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "killed" / "encoder").exists()
+    bootstrap(read_config(path))
+    _assert_equal(_weights(tmp_path / "whole"), _weights(tmp_path / "killed"))
+    steps = [line["step"] for line in read_log(tmp_path / "killed" / "log.jsonl")]
+    assert steps == list(range(1, 31))
+
+
+def read_student() -> dict[str, object]:
+    """The tiny student of the fixtures."""
+    from tests.bootstrap.conftest import TINY_STUDENT
+
+    return {"architecture": TINY_STUDENT}
+
+
+def test_stored_targets_are_the_live_ones(write_run: Write, tmp_path: Path, picture_folder: Path) -> None:
+    data = {"source": str(picture_folder), "workers": 0, "views": 2}
+    bootstrap(read_config(write_run("live", data=data, steps=8)))
+    stored = {"store": str(tmp_path / "store")}
+    bootstrap(read_config(write_run("first", data=data, steps=8, targets=stored)))
+    bootstrap(read_config(write_run("second", data=data, steps=8, targets=stored)))
+    live, first, second = (_weights(tmp_path / name) for name in ("live", "first", "second"))
+    _assert_equal(first, second)
+    worst = max(float((live[name] - first[name]).abs().max()) for name in live)
+    assert 0 < worst < 2e-2  # fp16 on disk
+    with pytest.raises(ValueError, match="were made for scale"):
+        bootstrap(read_config(write_run("third", data={**data, "scale": [0.9, 1.0]}, targets=stored)))
+    (tmp_path / "store" / "mid.f16").write_bytes(b"\x11" * (tmp_path / "store" / "mid.f16").stat().st_size)
+    with pytest.raises(ValueError, match="not what the teacher says now"):
+        bootstrap(read_config(write_run("fourth", data=data, targets=stored)))
+
+
+def test_a_finished_run_is_left_alone(write_run: Write, tmp_path: Path) -> None:
+    path = write_run()
+    bootstrap(read_config(path))
+    before = (tmp_path / "run" / "encoder" / "model.safetensors").stat().st_mtime_ns
+    bootstrap(read_config(path))
+    assert (tmp_path / "run" / "encoder" / "model.safetensors").stat().st_mtime_ns == before
+
+
+def test_accumulation_equals_a_larger_batch(write_run: Write, tmp_path: Path) -> None:
+    bootstrap(read_config(write_run("large", steps=3, batch_size=4, objective={"warmup": 0.0})))
+    bootstrap(read_config(write_run("small", steps=3, batch_size=2, accumulate=2, objective={"warmup": 0.0})))
+    large, small = _weights(tmp_path / "large"), _weights(tmp_path / "small")
+    for name in large:
+        torch.testing.assert_close(large[name], small[name], atol=2e-4, rtol=1e-2)
+
+
+def test_bf16_and_checkpointing_run(write_run: Write) -> None:
+    student = {**read_student(), "activation_checkpointing": True}
+    directory = bootstrap(read_config(write_run(precision="bf16", student=student)))
+    assert load_encoder(directory).dtype == torch.float32
+
+
+def test_nan_loss_stops_before_anything_is_spoiled(write_run: Write, tmp_path: Path) -> None:
+    path = write_run(steps=30, save_every=1, optimiser={"lr": 1e30, "cortex_lr": 1e30, "warmup_steps": 0})
+    with pytest.raises(FloatingPointError, match=r"the loss is .* at step"):
+        bootstrap(read_config(path))
+    assert not (tmp_path / "run" / "encoder").exists()
+    for checkpoint in list_checkpoints(tmp_path / "run" / "checkpoints"):
+        state = load_file(str(checkpoint / "encoder.safetensors"))
+        assert all(value.isfinite().all() for value in state.values()), checkpoint
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"teacher": {"name": "timm:no_such_model"}}, "no_such_model"),
+        ({"data": {"source": "/nowhere/at/all"}}, "does not exist"),
+        ({"steps": 0}, "steps must be at least 1"),
+        ({"stepz": 3}, "stepz"),
+        ({"targets": {"store": "x"}}, "set data.views to 1 or more"),
+        ({"engine": "deepspeed"}, "set both or neither"),
+        ({"engine": "ddp"}, "needs a launcher"),
+        ({"device": "cuda:7"} if not torch.cuda.is_available() else {"steps": -1}, "must be|sees no GPU"),
+        ({"student": {"architecture": {"widht": 3}}}, "did you mean 'width'"),
+        ({"student": {"architecture": {"width": 48}}}, "the ViT is 32 wide"),
+        ({"student": {"drop": 3}}, "no block to inherit"),
+        ({"heldout": {"truth": "index_prefix"}}, "name their source"),
+    ],
+)
+def test_bad_settings_end_with_one_sentence(
+    changes: dict[str, object], message: str, write_run: Write, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match=message) as stopped:
+        main([str(write_run(**changes))])
+    assert str(stopped.value).startswith("bootstrap: ")
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_an_empty_folder_is_named(write_run: Write, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(SystemExit, match="empty"):
+        main([str(write_run(data={"source": str(tmp_path / "empty")}))])
+
+
+def test_other_settings_in_the_same_place_are_refused(write_run: Write) -> None:
+    bootstrap(read_config(write_run()))
+    with pytest.raises(ValueError, match=r"holds a run with other settings \(batch_size\)"):
+        bootstrap(read_config(write_run(batch_size=2)))
+
+
+def test_a_foreign_folder_is_not_touched(write_run: Write, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.txt").write_text("mine")
+    with pytest.raises(ValueError, match="is not empty and holds no run"):
+        bootstrap(read_config(write_run()))
+    assert [entry.name for entry in (tmp_path / "run").iterdir()] == ["thesis.txt"]
+
+
+def test_overrides_reach_the_resolved_config(write_run: Write, tmp_path: Path) -> None:
+    main([str(write_run()), "steps=2", "optimiser.lr=0.002"])
+    resolved = (tmp_path / "run" / "config.yaml").read_text()
+    assert "steps: 2" in resolved
+    assert "lr: 0.002" in resolved
+    assert json.loads((tmp_path / "run" / "figures.json").read_text()) == {}
