@@ -37,6 +37,8 @@ class Gqa(Task):
         else:
             source = annotations or path
         gold = content if source == path else read_json_or_lines(source, distinct_keys=True)
+        if isinstance(gold, list):
+            gold = _by_id(gold, source)
         if not isinstance(gold, dict) or not all(isinstance(row, dict) for row in gold.values()):
             raise InputError(
                 f"{source} is no GQA question file: expected an object of questions by their id."
@@ -76,6 +78,18 @@ class Gqa(Task):
             if e.key in answers
         ]
         return ".json", json.dumps(rows).encode()
+
+
+def _by_id(rows: list[Any], path: Path) -> dict[str, Any]:
+    """The same questions as a list of records, as the Hugging Face copies have them."""
+    made: dict[str, Any] = {}
+    for number, row in enumerate(rows, start=1):
+        need(row, ("question", "answer"), path, f"record {number}")
+        key = str(row["question_id"] if "question_id" in row else row.get("id", ""))
+        if not key or key in made:
+            raise InputError(f"Record {number} of {path} has no id of its own.")
+        made[key] = row
+    return made
 
 
 def _question(key: str, row: dict[str, Any], path: Path) -> Question:

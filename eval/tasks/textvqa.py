@@ -44,7 +44,7 @@ class TextVqa(Task):
     ) -> list[Example]:
         source = required(annotations or questions, "TextVQA's JSON with the answers (--annotations)")
         content = read_json_or_lines(source)
-        if not isinstance(content, dict) or "data" not in content:
+        if not isinstance(content, dict) or not isinstance(content.get("data"), list):
             raise InputError(f'{source} is no TextVQA file: expected {{"data": […]}}.')
         examples = [_example(row, number, source) for number, row in enumerate(content["data"], start=1)]
         if questions is not None and questions != source:

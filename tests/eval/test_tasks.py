@@ -173,6 +173,8 @@ def test_gqa(tmp_path: Path) -> None:
         tmp_path / "l.jsonl", [{"question_id": "11", "image": "n1.jpg", "text": "Is it?" + WORD}], lines=True
     )
     assert task.load_examples(llava, gold)[0].question == "Is it?"
+    listed = put(tmp_path / "rows.json", [{"id": key, **row} for key, row in rows.items()])
+    assert [e.key for e in task.load_examples(listed, listed)] == ["10", "11"]
     put(gold, '{"10": {"answer": "a"}, "10": {"answer": "b"}}')
     with pytest.raises(InputError, match=r"1 keys twice \(10\)"):
         task.load_examples(gold, gold)
