@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -28,7 +28,7 @@ def count_gmacs(
 
 
 def measure_speed(
-    looks: dict[str, Callable[[torch.Tensor], Any]], images: torch.Tensor, rounds: int = 7
+    looks: Mapping[str, Callable[[torch.Tensor], Any]], images: torch.Tensor, rounds: int = 7
 ) -> dict[str, float]:
     """Pictures per second of several encoders, in turn, so that a noisy machine hurts all of them alike.
 

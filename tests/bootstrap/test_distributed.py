@@ -1,0 +1,95 @@
+"""Two real processes under torchrun, and what the engines refuse."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from bootstrap.config import read_config
+from bootstrap.distributed import read_deepspeed
+from bootstrap.log import read_log
+from bootstrap.state import list_checkpoints
+from bootstrap.train import bootstrap
+
+Write = Callable[..., Path]
+
+
+def _torchrun(path: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
+    command = [
+        *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"),
+        *("-m", "bootstrap.train", str(path), *overrides),
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, capture_output=True, text=True, timeout=240, check=False, env=environment)
+
+
+@pytest.mark.slow
+def test_two_processes_train_one_student_and_resume(write_run: Write, tmp_path: Path) -> None:
+    changes: dict[str, Any] = {"steps": 6, "save_every": 3, "batch_size": 2, "optimiser": {"warmup_steps": 2}}
+    done = _torchrun(write_run("whole", **changes))
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert [line["step"] for line in read_log(tmp_path / "whole" / "log.jsonl")] == [1, 2, 3, 4, 5, 6]
+    checkpoint = list_checkpoints(tmp_path / "whole" / "checkpoints")[-1]
+    streams = json.loads((checkpoint / "state.json").read_text())["streams"]
+    assert [stream["order"]["rank"] for stream in streams] == [0, 1]
+    # Take away the end and go on from step 3: the same weights, bit for bit.
+    first = load_file(str(tmp_path / "whole" / "encoder" / "model.safetensors"))
+    for name in ("config.json", "model.safetensors", "preprocessor_config.json", "provenance.json"):
+        (tmp_path / "whole" / "encoder" / name).unlink()
+    (tmp_path / "whole" / "encoder").rmdir()
+    again = _torchrun(tmp_path / "whole.yaml")
+    assert again.returncode == 0, again.stderr[-2000:]
+    second = load_file(str(tmp_path / "whole" / "encoder" / "model.safetensors"))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    # One process cannot take up where two left off.
+    for entry in (tmp_path / "whole" / "encoder").iterdir():
+        entry.unlink()
+    (tmp_path / "whole" / "encoder").rmdir()
+    with pytest.raises(ValueError, match="was written by 2 processes, this run has 1"):
+        bootstrap(read_config(tmp_path / "whole.yaml"))
+
+
+def _deepspeed_config(write_run: Write, tmp_path: Path, values: object, **changes: Any) -> Any:
+    path = tmp_path / "ds.json"
+    path.write_text(values if isinstance(values, str) else json.dumps(values))
+    return read_config(write_run(engine="deepspeed", deepspeed=str(path), **changes))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ("{", "is not valid JSON"),
+        ({"optimizer": {"type": "Adam"}}, "leave 'optimizer' out"),
+        ({"zero_optimization": {"stage": 3}}, "use stage 2 or less"),
+        ({"bf16": {"enabled": True}}, "but precision is fp32"),
+        ({"train_micro_batch_size_per_gpu": 7}, "contradicts the run's 4"),
+    ],
+)
+def test_deepspeed_settings_that_do_not_fit_are_refused(
+    values: object, message: str, write_run: Write, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        read_deepspeed(_deepspeed_config(write_run, tmp_path, values))
+
+
+def test_deepspeed_settings_are_filled_in(write_run: Write, tmp_path: Path) -> None:
+    values = {"zero_optimization": {"stage": 2}, "gradient_clipping": "auto"}
+    settings = read_deepspeed(_deepspeed_config(write_run, tmp_path, values, batch_size=3, accumulate=2))
+    assert settings["train_micro_batch_size_per_gpu"] == 3
+    assert settings["gradient_accumulation_steps"] == 2
+    assert settings["gradient_clipping"] == 1.0
+
+
+def test_a_missing_deepspeed_file_is_named(write_run: Write, tmp_path: Path) -> None:
+    config = read_config(write_run(engine="deepspeed", deepspeed=str(tmp_path / "none.json")))
+    with pytest.raises(ValueError, match=r"there is no DeepSpeed configuration .*none\.json"):
+        read_deepspeed(config)
