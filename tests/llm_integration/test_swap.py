@@ -48,8 +48,14 @@ def clip_llava(
     model = LlavaForConditionalGeneration(config)
     model.save_pretrained(root / "llava")
     image_processor = CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=32)
-    LlavaProcessor(image_processor, tokenizer, patch_size=8, vision_feature_select_strategy="default",
-                   num_additional_image_tokens=1, chat_template="{{ messages }}").save_pretrained(root / "llava")  # fmt: skip
+    LlavaProcessor(
+        image_processor,
+        tokenizer,
+        patch_size=8,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template="{{ messages }}",
+    ).save_pretrained(root / "llava")
     tower: Any = model.model.vision_tower
     assert isinstance(tower, CLIPVisionModel)
     tower.save_pretrained(root / "clip")

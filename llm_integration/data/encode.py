@@ -1,0 +1,132 @@
+"""From a conversation to token ids and labels: the loss covers the answers, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..templates import IMAGE_MARK
+from .records import BadRecordError
+
+IGNORED = -100
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One conversation as a model reads it.
+
+    Attributes:
+        input_ids: token ids; a picture is N image tokens.
+        labels: the ids to be predicted, or -100 where nothing is to be learned.
+    """
+
+    input_ids: list[int]
+    labels: list[int]
+
+
+class ChatEncoder:
+    """Renders conversations with a chat template and finds the answers in the tokens by their place.
+
+    The text is tokenized whole, so ids are those the model meets when it answers; a token belongs to an
+    answer if it begins inside it. An answer goes from the end of the prompt to the sign that ends its turn.
+
+    Args:
+        tokenizer: a fast tokenizer, with the image token in its vocabulary.
+        template: Jinja text.
+        num_tokens: image tokens N for each picture.
+        max_length: longer conversations are cut at their end.
+
+    Raises:
+        ValueError: if the tokenizer cannot say which characters its tokens come from.
+    """
+
+    def __init__(self, tokenizer: Any, template: str, num_tokens: int, max_length: int) -> None:
+        if not tokenizer.is_fast:
+            raise ValueError(
+                f"{type(tokenizer).__name__} cannot say which characters a token comes from; use the fast "
+                "version"
+            )
+        self.tokenizer = tokenizer
+        self.template = template
+        self.num_tokens = num_tokens
+        self.max_length = max_length
+        self.image_id = int(tokenizer.convert_tokens_to_ids(IMAGE_MARK))
+        self.specials = sorted(
+            {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+            - {IMAGE_MARK}
+        )
+
+    def encode(self, messages: Sequence[dict[str, str]], where: str = "this conversation") -> Encoded:
+        """Encode one conversation.
+
+        Args:
+            messages: ``{"role", "content"}`` with an ``<image>`` mark for each picture.
+            where: how messages name the conversation.
+
+        Raises:
+            BadRecordError: if the template cannot render it, if a picture is cut, or if no answer is left.
+        """
+        expanded = [
+            {**m, "content": m["content"].replace(IMAGE_MARK, IMAGE_MARK * self.num_tokens)} for m in messages
+        ]
+        text, spans = self.render(expanded, where)
+        bos = self.tokenizer.bos_token
+        encoded = self.tokenizer(
+            text,
+            add_special_tokens=not (bos and text.startswith(bos)),
+            return_offsets_mapping=True,
+            verbose=False,
+        )
+        ids: list[int] = encoded["input_ids"]
+        labels = [IGNORED] * len(ids)
+        span = 0
+        for position, (start, end) in enumerate(encoded["offset_mapping"]):
+            while span < len(spans) and start >= spans[span][1]:
+                span += 1
+            if span == len(spans):
+                break
+            if end > start >= spans[span][0] and ids[position] != self.image_id:
+                labels[position] = ids[position]
+        wanted = ids.count(self.image_id)
+        ids, labels = ids[: self.max_length], labels[: self.max_length]
+        if ids.count(self.image_id) != wanted:
+            raise BadRecordError(f"{where} is cut inside a picture at max_length={self.max_length} tokens")
+        if all(label == IGNORED for label in labels[1:]):
+            raise BadRecordError(
+                f"{where} has no answer left after it was cut at max_length={self.max_length} tokens"
+            )
+        return Encoded(ids, labels)
+
+    def render(self, messages: Sequence[dict[str, str]], where: str) -> tuple[str, list[tuple[int, int]]]:
+        """The text of a conversation, and the (start, end) characters of its answers."""
+        whole = self._apply(messages, False, where)
+        spans = []
+        for index, message in enumerate(messages):
+            if message["role"] != "assistant":
+                continue
+            prompt = self._apply(messages[:index], True, where)
+            upto = self._apply(messages[: index + 1], False, where)
+            if not (upto.startswith(prompt) and whole.startswith(upto)):
+                raise BadRecordError(
+                    f"{where}: the chat template writes earlier turns anew when later ones follow, so "
+                    "answers cannot be told from prompts; choose another template"
+                )
+            spans.append((len(prompt), self._end_of_answer(upto, len(prompt))))
+        return whole, spans
+
+    def _end_of_answer(self, text: str, start: int) -> int:
+        """Where an answer ends: behind the last special token of its turn, if there is one."""
+        return max(
+            (text.rfind(token, start) + len(token) for token in self.specials if token in text[start:]),
+            default=len(text),
+        )
+
+    def _apply(self, messages: Sequence[dict[str, str]], prompt: bool, where: str) -> str:
+        try:
+            text = self.tokenizer.apply_chat_template(
+                list(messages), chat_template=self.template, tokenize=False, add_generation_prompt=prompt
+            )
+        except Exception as error:  # templates raise whatever they like
+            raise BadRecordError(f"{where}: the chat template refuses it ({error})") from error
+        return str(text)

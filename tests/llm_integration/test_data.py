@@ -1,0 +1,342 @@
+"""Chat records: reading, encoding, batching, and what is done about bad ones."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from transformers import CLIPImageProcessorPil
+
+from llm_integration.assemble import load_llm
+from llm_integration.data import (
+    IGNORED,
+    BadRecordError,
+    ChatCollator,
+    ChatDataset,
+    ChatEncoder,
+    FolderSource,
+    GroupedSampler,
+    JoinedSource,
+    TarSource,
+    TooManyBadRecordsError,
+    parse_record,
+)
+from llm_integration.templates import IMAGE_MARK, TEMPLATES, build_template
+
+N = 3
+OWN = (
+    "{{ bos_token or '' }}{% for m in messages %}"
+    "{% if m['role'] == 'user' %}[INST] {{ m['content'] }} [/INST]"
+    "{% else %} {{ m['content'] }}{{ eos_token }}{% endif %}{% endfor %}"
+)
+
+
+def _turn(who: str, text: str) -> dict[str, str]:
+    return {"from": who, "value": text}
+
+
+def _record(*turns: str, image: Any = None, **more: Any) -> dict[str, Any]:
+    speakers = ("human", "gpt")
+    raw: dict[str, Any] = {"id": "x7", **more}
+    raw["conversations"] = [_turn(speakers[i % 2], text) for i, text in enumerate(turns)]
+    return raw if image is None else {**raw, "image": image}
+
+
+def _messages(*turns: str) -> list[dict[str, str]]:
+    return [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(turns)]
+
+
+@pytest.fixture(scope="module", params=["bpe", "sentencepiece"])
+def tokenizer(request: pytest.FixtureRequest, bpe_tokenizer: Any) -> Any:
+    import copy
+
+    if request.param == "bpe":
+        chosen = copy.deepcopy(bpe_tokenizer)
+    else:
+        real_data = request.getfixturevalue("real_data")
+        chosen = load_llm(str(real_data / "babyllama"), None)[1]
+        chosen.pad_token = chosen.unk_token
+    chosen.add_special_tokens({"additional_special_tokens": [IMAGE_MARK]}, replace_extra_special_tokens=False)
+    return chosen
+
+
+def _learned(encoder: ChatEncoder, labels: list[int]) -> list[str]:
+    """The text under the loss, piece by piece."""
+    runs: list[list[int]] = [[]]
+    for label in labels:
+        if label != IGNORED:
+            runs[-1].append(label)
+        elif runs[-1]:
+            runs.append([])
+    return [encoder.tokenizer.decode(run) for run in runs if run]
+
+
+@pytest.mark.parametrize("name", ["vicuna_v1", "chatml", "own", "plain"])
+def test_the_loss_covers_the_answers_and_nothing_else(tokenizer: Any, name: str) -> None:
+    encoder = ChatEncoder(tokenizer, build_template(name, OWN), N, 4096)
+    turns = ("<image>\nWhat is it?", "a red square", "And <image> now?", "two chairs")
+    encoded = encoder.encode(_messages(*turns))
+    assert encoded.input_ids.count(encoder.image_id) == 2 * N
+    assert encoder.image_id not in encoded.labels
+    learned = _learned(encoder, encoded.labels)
+    eos = tokenizer.eos_token
+    ends = {"vicuna_v1": eos, "own": eos, "chatml": "<|im_end|>", "plain": ""}
+    # Without a token for ChatML's signs they are text, which is learned up to the end of the line.
+    exact = name != "chatml" or "<|im_end|>" in encoder.specials
+    for text, answer in zip(learned, ("a red square", "two chairs"), strict=True):
+        rest = text.strip().removeprefix(answer)
+        assert rest != text.strip()
+        if exact:
+            assert rest.replace(tokenizer.unk_token or "\n", "").strip() == ends[name]
+        else:
+            assert len(rest) < len("<|im_end|>") * 6
+            assert "user" not in rest
+
+
+@pytest.mark.parametrize("name", ["vicuna_v1", "chatml", "own"])
+def test_the_prompt_is_the_prompt_of_inference(tokenizer: Any, name: str) -> None:
+    encoder = ChatEncoder(tokenizer, build_template(name, OWN), N, 4096)
+    encoded = encoder.encode(_messages("<image>\nWhat colour?", "brown"))
+    begin = next(i for i, label in enumerate(encoded.labels) if label != IGNORED)
+    prompt = encoder._apply(_messages(IMAGE_MARK * N + "\nWhat colour?", "")[:1], True, "")
+    bos = tokenizer.bos_token
+    ids = tokenizer(prompt, add_special_tokens=not (bos and prompt.startswith(bos)))["input_ids"]
+    assert encoded.input_ids[:begin] == ids
+
+
+def test_bos_is_there_once(tokenizer: Any) -> None:
+    for template in (TEMPLATES["vicuna_v1"], build_template("own", OWN)):
+        ids = ChatEncoder(tokenizer, template, N, 4096).encode(_messages("hi", "ho")).input_ids
+        if tokenizer.bos_token_id is not None:
+            assert ids[0] == tokenizer.bos_token_id
+            assert ids.count(tokenizer.bos_token_id) == 1
+
+
+def test_answers_that_are_cut_away(tokenizer: Any) -> None:
+    encoder = ChatEncoder(tokenizer, TEMPLATES["vicuna_v1"], N, 12)
+    with pytest.raises(BadRecordError, match="no answer left after it was cut at max_length=12"):
+        encoder.encode(_messages("What is it?", "a dog"), "record 3 of a.json")
+    with pytest.raises(BadRecordError, match="cut inside a picture"):
+        encoder.encode(_messages("<image>\nWhat is it?", "a dog"))
+
+
+def test_a_template_that_rewrites_history_is_named(tokenizer: Any) -> None:
+    template = "{{ messages | length }}{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    with pytest.raises(BadRecordError, match="choose another template"):
+        ChatEncoder(tokenizer, template, N, 99).encode(_messages("a", "b", "c", "d"))
+
+
+def test_unknown_template_is_refused() -> None:
+    with pytest.raises(ValueError, match="vicuna_v1"):
+        build_template("vicuna")
+    with pytest.raises(ValueError, match="has no chat template"):
+        build_template("own", None)
+
+
+def test_reads_llavas_records() -> None:
+    single = parse_record(_record("What?\n<image>", "a cat", image="a.jpg"), "r")
+    assert single.messages[0]["content"] == "<image>\nWhat?"
+    several = parse_record(_record("<image> or <image>?", "b", image=["a.jpg", "b.jpg"]), "r")
+    assert several.messages[0]["content"] == "<image> or <image>?"
+    assert several.pictures == ("a.jpg", "b.jpg")
+    text = parse_record(_record("hi", "ho", "he", "ha", "unanswered"), "r")
+    assert len(text.messages) == 4
+    late = parse_record({"conversations": [_turn("gpt", "x"), _turn("human", "y"), _turn("gpt", "z")]}, "r")
+    assert [m["content"] for m in late.messages] == ["y", "z"]
+
+
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [
+        ({"id": 1, "conversations": []}, "empty conversation"),
+        ({"id": 1}, "empty conversation"),
+        (["x"], "no JSON object"),
+        (_record("<image> and <image>", "x", image="a.jpg"), "2 <image> marks for 1 picture"),
+        (_record("nothing", "x", image=["a.jpg"]), "0 <image> marks for 1 picture"),
+        (_record("<image>\nwhat?", "x"), "1 <image> mark for 0 pictures"),
+        (_record("what?", ""), "no answer"),
+        (_record("what?"), "no answer"),
+        (_record("what?", "an <image>"), "in an answer"),
+        ({"conversations": [_turn("bot", "x")]}, "has a turn that is not"),
+        ({"conversations": [_turn("human", "x"), _turn("human", "y")]}, "two turns of the user in a row"),
+        (_record("<image>", "x", image=7), "names its picture as 7"),
+    ],
+)
+def test_bad_records_are_named(raw: Any, message: str) -> None:
+    with pytest.raises(BadRecordError, match=message) as caught:
+        parse_record(raw, "record 5 (id 'x7') of chat.json")
+    assert str(caught.value).startswith("record 5 (id 'x7') of chat.json")
+
+
+@pytest.fixture
+def folder(tmp_path: Path, picture: Image.Image) -> Callable[..., Path]:
+    """Writes a chat file beside a few pictures."""
+    picture.save(tmp_path / "good.jpg")
+    picture.convert("L").save(tmp_path / "grey.png")
+    whole = (tmp_path / "good.jpg").read_bytes()
+    (tmp_path / "half.jpg").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "text.jpg").write_text("not a picture")
+
+    def write(*records: Any) -> Path:
+        path = tmp_path / "chat.json"
+        path.write_text(json.dumps(records))
+        return path
+
+    return write
+
+
+def _dataset(source: Any, tokenizer: Any, limit: int = 100, max_length: int = 4096) -> ChatDataset:
+    encoder = ChatEncoder(tokenizer, TEMPLATES["vicuna_v1"], N, max_length)
+    size = {"height": 16, "width": 16}
+    return ChatDataset(source, encoder, CLIPImageProcessorPil(size=size, crop_size=size), limit)
+
+
+def _read_all(source: Any, tokenizer: Any) -> None:
+    strict = _dataset(source, tokenizer, limit=0, max_length=400)
+    for index in range(len(strict)):
+        strict[index]
+
+
+GOOD = _record("<image>\nWhat?", "a cat", image="good.jpg")
+
+
+@pytest.mark.parametrize(
+    ("raw", "message", "early"),
+    [
+        (_record("<image>\nWhat?", "x", image="gone.jpg"), "gone.jpg is missing", True),
+        (_record("<image>\nWhat?", "x", image="half.jpg"), "half.jpg is broken", False),
+        (_record("<image>\nWhat?", "x", image="text.jpg"), "text.jpg is broken", False),
+        (_record("<image>\nWhat?" + " so" * 900, "x", image="good.jpg"), "no answer left", False),
+        ({"id": "e", "conversations": []}, "empty conversation", True),
+    ],
+)
+def test_bad_records_are_counted_and_skipped(
+    folder: Any, bpe: Any, raw: Any, message: str, early: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = folder(GOOD, raw, GOOD)
+    dataset = _dataset(FolderSource(path), bpe, max_length=400)
+    assert len(dataset) == (2 if early else 3)
+    shapes = {tuple(dataset[i]["pixel_values"].shape) for i in range(len(dataset))}
+    dataset[len(dataset) - 1]
+    assert shapes == {(1, 3, 16, 16)}
+    assert dataset.bad_records == 1
+    assert message in caplog.text
+    assert f"record 1 (id '{raw['id']}') of {path}" in caplog.text
+    with pytest.raises(TooManyBadRecordsError, match="1 bad records, 0 are allowed"):
+        _read_all(FolderSource(path), bpe)
+
+
+@pytest.fixture(scope="module")
+def bpe(bpe_tokenizer: Any) -> Any:
+    import copy
+
+    chosen = copy.deepcopy(bpe_tokenizer)
+    chosen.add_special_tokens({"additional_special_tokens": [IMAGE_MARK]})
+    return chosen
+
+
+def test_files_that_are_not_there(tmp_path: Path, bpe: Any, folder: Any) -> None:
+    with pytest.raises(ValueError, match="no chat file"):
+        FolderSource(tmp_path / "none.json")
+    with pytest.raises(ValueError, match="no picture folder"):
+        FolderSource(folder(GOOD), tmp_path / "none")
+    with pytest.raises(ValueError, match="no tar matches"):
+        TarSource([tmp_path / "*.tar"])
+    (tmp_path / "bad.json").write_text("[{")
+    with pytest.raises(ValueError, match="not valid JSON"):
+        FolderSource(tmp_path / "bad.json")
+    with pytest.raises(ValueError, match="no good record"):
+        _dataset(FolderSource(folder({"id": "e"})), bpe)
+
+
+def _tar(path: Path, members: dict[str, bytes]) -> Path:
+    with tarfile.open(path, "w") as tar:
+        for name, data in members.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(data)
+            tar.addfile(entry, io.BytesIO(data))
+    return path
+
+
+def test_tars_give_the_same_as_a_folder(tmp_path: Path, folder: Any, bpe: Any) -> None:
+    several = _record("<image> or <image>?", "the first", image=["good.jpg", "grey.png"])
+    text = _record("hi", "ho")
+    unnamed = _record("<image>\nWhat?", "a cat")
+    path = folder(GOOD, several, text)
+    jpg, png = (path.parent / "good.jpg").read_bytes(), (path.parent / "grey.png").read_bytes()
+    members = {
+        "a/0.json": json.dumps({**GOOD, "image": "elsewhere/good.jpg"}).encode(),
+        "a/0.jpg": jpg,
+        "a/1.json": json.dumps({**several, "image": ["a/1.0.jpg", "a/1.1.png"]}).encode(),
+        "a/1.0.jpg": jpg,
+        "a/1.1.png": png,
+        "a/2.json": json.dumps(text).encode(),
+        "a/3.json": json.dumps(unnamed["conversations"]).encode(),
+        "a/3.jpg": jpg,
+    }
+    tars = _dataset(TarSource([_tar(tmp_path / "s.tar", members)]), bpe)
+    files = _dataset(FolderSource(path), bpe)
+    assert len(tars) == 4
+    for left, right in ((0, 0), (1, 1), (2, 2), (3, 0)):
+        assert tars[left].keys() == files[right].keys()
+        assert all(torch.equal(value, files[right][key]) for key, value in tars[left].items())
+    joined = JoinedSource([FolderSource(path), TarSource([tmp_path / "s.tar"])])
+    assert len(joined) == 7
+    assert joined.read(4).pictures == ("a/1.0.jpg", "a/1.1.png")
+
+
+def test_bad_records_in_tars_are_named(tmp_path: Path, bpe: Any, caplog: pytest.LogCaptureFixture) -> None:
+    members = {
+        "0.json": b"{",
+        "1.json": json.dumps(GOOD).encode(),
+        "2.json": json.dumps(GOOD).encode(),
+        "2.jpg": b"no",
+        "3.json": json.dumps(_record("hi", "ho")).encode(),
+    }
+    path = _tar(tmp_path / "s.tar", members)
+    dataset = _dataset(TarSource([path]), bpe)
+    assert dataset.bad_records == 2
+    with pytest.raises(TooManyBadRecordsError):
+        dataset[0]
+    for wanted in (f"record '0' of {path} is not valid JSON", "good.jpg is missing", "good.jpg is broken"):
+        assert wanted in caplog.text
+
+
+def test_batches(folder: Any, bpe: Any) -> None:
+    text = _record("hi", "ho")
+    several = _record("<image> or <image>?", "the first", image=["good.jpg", "grey.png"])
+    dataset = _dataset(FolderSource(folder(GOOD, several, text)), bpe)
+    image_id = dataset.encoder.image_id
+    collate = ChatCollator(bpe.pad_token_id, image_id, N, (3, 16, 16))
+    batch = collate([dataset[0], dataset[1], dataset[2]])
+    assert batch["pixel_values"].shape == (3, 3, 16, 16)
+    assert int((batch["input_ids"] == image_id).sum()) == 3 * N
+    assert (batch["labels"][batch["attention_mask"] == 0] == IGNORED).all()
+    alone = collate([dataset[2]])
+    assert alone["input_ids"].shape[0] == 2
+    assert int((alone["input_ids"] == image_id).sum()) == N
+    assert (alone["labels"][1] == IGNORED).all()
+    assert alone["pixel_values"].shape == (1, 3, 16, 16)
+
+
+def test_grouped_batches_hold_one_modality_and_similar_lengths() -> None:
+    lengths = [(i * 37) % 100 for i in range(200)]
+    kinds = [i % 3 != 0 for i in range(200)]
+    sampler = GroupedSampler(lengths, kinds, global_batch=8, seed=1, pool=4)
+    order = list(sampler)
+    assert sorted(order) == list(range(200))
+    assert list(sampler) == order
+    batches = [order[i : i + 8] for i in range(0, 200, 8)]
+    pure = [batch for batch in batches if len({kinds[i] for i in batch}) == 1]
+    assert len(pure) >= len(batches) - 2
+    spread = sum(max(lengths[i] for i in b) - min(lengths[i] for i in b) for b in pure) / len(pure)
+    assert spread < 45
+    sampler.set_epoch(1)
+    assert list(sampler) != order
