@@ -122,6 +122,9 @@ def load_encoder(
         encoder = SparseFormer(config, transform)
     weights = _load_weights(folder / WEIGHTS_FILE)
     _check_weights(encoder, weights, folder / WEIGHTS_FILE)
+    # Copies, because tensors inside a mapped file are not aligned as torch aligns its own, which changes the
+    # order of sums and with it the last bits of what the encoder computes.
+    weights = {name: value.clone() for name, value in weights.items()}
     encoder.load_state_dict(weights, strict=True, assign=True)
     for parameter in encoder.parameters():
         parameter.requires_grad_(True)

@@ -97,14 +97,14 @@ def pick_colours(rois: np.ndarray) -> list[tuple[int, int, int]]:
     """
     centre = (rois[:, :2] + rois[:, 2:]) / 2 - 0.5
     angle, radius = np.arctan2(centre[:, 1], centre[:, 0]), np.hypot(centre[:, 0], centre[:, 1])
-    # Tokens at the very centre have no angle of their own: they come last, spread over the whole circle.
+    # Tokens at the very centre have no angle of their own: they get paler colours from the whole circle.
     central = radius < 1e-3
     colours = [(0, 0, 0)] * len(rois)
-    for group in (np.flatnonzero(~central), np.flatnonzero(central)):
+    for group, pale in ((np.flatnonzero(~central), 0.0), (np.flatnonzero(central), 0.08)):
         order = group[np.argsort(angle[group], kind="stable")]
         for rank, token in enumerate(order):
             # Two tones in turn keep neighbours apart where the hues of many tokens come close.
-            tone = 0.82 if rank % 2 else 0.73
+            tone = (0.82 if rank % 2 else 0.73) + pale
             colours[token] = _oklch_to_srgb(tone, 0.17, 2 * math.pi * rank / len(order) + 0.4)
     return colours
 
@@ -138,7 +138,7 @@ def _draw_step(
         )
         draw.rounded_rectangle(tuple(corners), radius, None, (*colours[token], 255), line)
     if dots is not None:
-        radius = (2.3 if len(tokens) <= 16 else 1.9) * scale
+        radius = max((2.3 if len(tokens) <= 16 else 1.9) * scale, 1.2 * _SUPERSAMPLING)
         for token in tokens:
             for x, y in dots[token] * size[:2]:
                 for extra, paint in ((halo, (0, 0, 0, 140)), (0.0, (*colours[token], 255))):
