@@ -25,18 +25,23 @@ import yaml
 from open_clip.loss import ClipLoss
 from open_clip.model import CLIP
 from open_clip.transformer import PatchDropout
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
 from bootstrap.scenes.clip_eval import class_embeddings, zero_shot_accuracy
+from bootstrap.scenes.clip_model import (
+    WEIGHTS,
+    ClipModelConfig,
+    build_clip,
+    enlarge,
+    save_clip,
+    write_description,
+)
 from bootstrap.scenes.clip_texts import (
     CLASS_TEMPLATES,
     prompt_groups,
-    vocabulary,
-    write_tokenizer,
-    write_zeroshot,
 )
 from bootstrap.scenes.draw import draw_scene
 from bootstrap.scenes.scene import Scene, build_scene
@@ -46,24 +51,6 @@ from sparse_vlm.atomic import write_atomic
 from sparse_vlm.settings import build_settings, settings_to_dict
 
 log = logging.getLogger("bootstrap.train_clip")
-WEIGHTS = "open_clip_model.safetensors"
-
-
-@dataclass(frozen=True)
-class ClipModelConfig:
-    """Sizes of both towers, in open_clip's words."""
-
-    embed_dim: int = 128
-    image_size: int = 96
-    patch_size: int = 8
-    width: int = 128
-    layers: int = 9
-    head_width: int = 32
-    mlp_ratio: float = 2.0
-    text_width: int = 128
-    text_layers: int = 2
-    text_heads: int = 4
-    context_length: int = 24
 
 
 @dataclass(frozen=True)
@@ -127,55 +114,6 @@ class TrainClipConfig:
             raise ValueError(f"A run that goes on from `start` must begin at {full} pixels.")
 
 
-def open_clip_config(config: ClipModelConfig) -> dict[str, Any]:
-    """The content of `open_clip_config.json`."""
-    model = {
-        "embed_dim": config.embed_dim,
-        "quick_gelu": True,
-        "vision_cfg": {
-            "image_size": config.image_size,
-            "patch_size": config.patch_size,
-            "width": config.width,
-            "layers": config.layers,
-            "head_width": config.head_width,
-            "mlp_ratio": config.mlp_ratio,
-        },
-        "text_cfg": {
-            "context_length": config.context_length,
-            "vocab_size": len(vocabulary()),
-            "hf_tokenizer_name": "scenes",
-            "width": config.text_width,
-            "heads": config.text_heads,
-            "layers": config.text_layers,
-        },
-    }
-    preprocess = {
-        "mean": [0.5, 0.5, 0.5],
-        "std": [0.25, 0.25, 0.25],
-        "interpolation": "bicubic",
-        "resize_mode": "shortest",
-    }
-    return {"model_cfg": model, "preprocess_cfg": preprocess}
-
-
-def build_clip(config: ClipModelConfig, image_size: int | None = None) -> CLIP:
-    """Random-initialised model; another `image_size` changes the position table only."""
-    cfg = open_clip_config(config)["model_cfg"]
-    text = {key: value for key, value in cfg["text_cfg"].items() if key != "hf_tokenizer_name"}
-    vision = {**cfg["vision_cfg"], "image_size": image_size or config.image_size}
-    return CLIP(cfg["embed_dim"], vision, text, quick_gelu=True)
-
-
-def enlarge(state: dict[str, torch.Tensor], model: CLIP) -> dict[str, torch.Tensor]:
-    """The state of a model for small pictures, with its position table stretched to the one of `model`."""
-    key = "visual.positional_embedding"
-    side, grid = math.isqrt(len(state[key]) - 1), math.isqrt(len(model.visual.positional_embedding) - 1)
-    patches = state[key][1:].unflatten(0, (side, side)).permute(2, 0, 1)[None]  # (1, D, side, side)
-    stretched = F.interpolate(patches, size=(grid, grid), mode="bicubic", align_corners=False)
-    table = torch.cat([state[key][:1], stretched[0].flatten(1).T])  # (1 + grid * grid, D)
-    return {**state, key: table}
-
-
 def build_batch(config: TrainClipConfig, step: int) -> tuple[torch.Tensor, list[str], list[Scene]]:
     """Draws one batch: pictures (B, 3, H, W) uint8, captions, scenes. A function of the seed and the step."""
     first = config.first_scene + step * config.batch_size
@@ -236,21 +174,6 @@ def prompt_loss(
     return torch.stack(terms).mean()
 
 
-def write_description(directory: Path, config: TrainClipConfig) -> None:
-    """Writes everything but the weights: open_clip's configuration, tokenizer, class names."""
-    text = json.dumps(open_clip_config(config.model), indent=2)
-    write_atomic(directory / "open_clip_config.json", text + "\n")
-    write_tokenizer(directory)
-    write_zeroshot(directory)
-
-
-def save_clip(directory: Path, model: CLIP, config: TrainClipConfig) -> None:
-    """Writes open_clip's local directory, with fp16 weights."""
-    state = {key: value.detach().half().contiguous() for key, value in model.state_dict().items()}
-    write_atomic(directory / WEIGHTS, lambda path: save_file(state, path, {"format": "pt"}))
-    write_description(directory, config)
-
-
 def evaluate(directory: Path, config: TrainClipConfig, count: int) -> dict[str, dict[str, float]]:
     """Zero-shot figures of a saved model, read back through open_clip's own loaders."""
     model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{directory}")
@@ -271,7 +194,7 @@ def train(config: TrainClipConfig) -> dict[str, Any]:
     out = config.out
     out.mkdir(parents=True, exist_ok=True)
     write_atomic(out / "config.json", json.dumps(settings_to_dict(config), indent=2) + "\n")
-    write_description(out, config)
+    write_description(out, config.model)
     tokenize = open_clip.get_tokenizer(f"local-dir:{out}")
     rng = random.Random(config.seed)
     contrast = ClipLoss()
@@ -323,10 +246,10 @@ def train(config: TrainClipConfig) -> dict[str, Any]:
                     print(json.dumps(row), file=metrics, flush=True)
                     bar.set_postfix(contrastive=f"{paired.item():.3f}", prompts=f"{named.item():.3f}")
                 if step % config.eval_every == 0 and phase.image_size == config.model.image_size:
-                    save_clip(out, model, config)
+                    save_clip(out, model, config.model)
                     log.info("step %d: %s", step, evaluate(out, config, config.eval_pictures))
     minutes = round((time.monotonic() - started) / 60, 1)
-    save_clip(out, model, config)
+    save_clip(out, model, config.model)
     figures = {"steps": step, "pictures_seen": step * config.batch_size, "minutes": minutes}
     result = {**figures, "zero_shot": evaluate(out, config, config.final_pictures)}
     write_atomic(out / "result.json", json.dumps(result, indent=2) + "\n")

@@ -13,22 +13,18 @@ import yaml
 from safetensors.torch import load_file
 
 from bootstrap.scenes.clip_eval import class_embeddings, zero_shot_accuracy
+from bootstrap.scenes.clip_model import WEIGHTS, ClipModelConfig, build_clip, enlarge, open_clip_config
 from bootstrap.scenes.clip_texts import CLASS_TEMPLATES, prompt_groups, vocabulary, write_tokenizer
 from bootstrap.scenes.draw import draw_scene
 from bootstrap.scenes.scene import build_scene
 from bootstrap.scenes.text import caption
 from bootstrap.scenes.vocabulary import ALL_PAIRS, CLASS_NAMES, HELDOUT_PAIRS, SHAPES
 from bootstrap.train_clip import (
-    WEIGHTS,
-    ClipModelConfig,
     Phase,
     TrainClipConfig,
     build_batch,
-    build_clip,
-    enlarge,
     enter_phase,
     main,
-    open_clip_config,
     prompt_loss,
     prompt_targets,
     take_color_away,
@@ -89,7 +85,7 @@ def test_grey_pictures_lose_their_color_in_picture_text_and_target():
         grey = row % 2 == 0
         assert bool((images[row, 0] == images[row, 1]).all()) == grey
         assert (scene.main.color in words[row].split()) != grey
-        assert scene.main.shape in words[row].split()
+        assert scene.main.shape in words[row]
         assert (targets["color"][row].item() == -100) == (targets["pair"][row].item() == -100) == grey
         assert targets["shape"][row] == SHAPES.index(scene.main.shape)
     untouched, same = take_color_away(pixels.float(), captions, 0)
@@ -224,7 +220,7 @@ def test_shipped_weights_name_what_they_never_saw():
     zeroshot = json.loads((ASSETS / "zeroshot.json").read_text())
     tokenizer = open_clip.get_tokenizer(f"local-dir:{ASSETS}")
     classes = class_embeddings(model, tokenizer, zeroshot["templates"])
-    figures = zero_shot_accuracy(model, preprocess, classes, "heldout", seed=77, count=60, size=96)
+    figures = zero_shot_accuracy(model, preprocess, classes, "heldout", seed=77, count=40, size=96)
     # Chance is 1/64; the model card has the measured figures. A broken tokenizer or transform fails here.
     assert figures["accuracy"] >= 0.15
     assert figures["color_accuracy"] >= 0.85
