@@ -17,7 +17,8 @@ def count_gmacs(
     """Billions of multiply-adds for one picture, by PyTorch's counter.
 
     Args:
-        look: a forward pass over (1, 3, H, W).
+        look: a forward pass over (1, 3, H, W), without parameters that require gradients: the counter trips
+            over them.
         image_size: height and width in pixels.
         device: where the model is.
     """

@@ -14,7 +14,7 @@ def keep_freed_memory() -> bool:
 
     A training step allocates and frees the same large tensors over and over. By default each one is mapped
     anew and every page of it is faulted in and zeroed; on two cores that cost as much as the arithmetic
-    (``docs/performance.md``). For applications only: it changes the whole process.
+    (``docs/bootstrap.md``). For applications only: it changes the whole process.
 
     Returns:
         Whether it could be done: it needs glibc.

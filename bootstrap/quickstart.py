@@ -88,7 +88,7 @@ def _write_scenes(config: BootstrapConfig, train: int, heldout: int) -> None:
 def _compare(config: BootstrapConfig, directory: Path) -> tuple[list[list[str]], dict[str, Any]]:
     """Teacher against student, on the same pictures and the same clock."""
     teacher = load_teacher(config.teacher.name, config.teacher.weights)
-    encoder = load_encoder(directory)
+    encoder = load_encoder(directory).requires_grad_(False)
     heldout = HeldOut(config.heldout, teacher)
     scores = heldout.score(encoder)
     provenance = load_provenance(directory)

@@ -45,8 +45,8 @@ def sample_features(
     if clip_gradients:
         points_xy = _ClampGradient.apply(points_xy, 1.0 / feature_map.shape[-2])
     values = at_least_fp32(feature_map)
-    # A diverged model's coordinates are not numbers, and grid_sample's gradient on the CPU then writes outside
-    # its memory. Read the middle instead: the tokens carry their NaN on, so the loss still shows it.
+    # A diverged model's coordinates are not numbers, and grid_sample's gradient on the CPU then writes
+    # outside its memory. Read the middle instead: the tokens carry their NaN on, so the loss still shows it.
     grid = torch.nan_to_num(points_xy.to(values.dtype) * 2.0 - 1.0, nan=0.0, posinf=1e4, neginf=-1e4)
     sampled = F.grid_sample(
         values, grid, mode="bilinear", padding_mode=padding, align_corners=False

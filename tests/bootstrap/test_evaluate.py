@@ -1,0 +1,140 @@
+"""Held-out figures: the three kinds of labels, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from bootstrap.config import HeldoutSettings
+from bootstrap.cost import count_gmacs, measure_speed
+from bootstrap.evaluate import HeldOut
+from bootstrap.teacher import Teacher, inherit_teacher, load_teacher, spec_to_config
+from sparse_vlm import SparseFormer, build_encoder
+from sparse_vlm.inherit import InheritPlan
+from tests.bootstrap.conftest import TINY_STUDENT
+
+
+@pytest.fixture(scope="module")
+def teacher(tiny_teacher: Path) -> Teacher:
+    return load_teacher(str(tiny_teacher))
+
+
+@pytest.fixture(scope="module")
+def student(teacher: Teacher) -> SparseFormer:
+    torch.manual_seed(0)
+    encoder = build_encoder(spec_to_config(teacher.spec, **TINY_STUDENT), teacher.spec.transform)
+    inherit_teacher(encoder, teacher, InheritPlan.thirds(3))
+    return encoder
+
+
+class _Same(torch.nn.Module):
+    """A student that says what the teacher says."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, teacher: Teacher) -> None:
+        super().__init__()
+        self.teacher = teacher
+
+    def forward(self, images: torch.Tensor, num_tokens: int | None = None) -> Any:
+        return self.teacher(images)
+
+
+def test_a_perfect_student_scores_one(teacher: Teacher, picture_folder: Path) -> None:
+    heldout = HeldOut(HeldoutSettings(source=str(picture_folder), batch_size=5), teacher)
+    assert heldout.label_kind == "retrieval"
+    scores = heldout.score(_Same(teacher))  # type: ignore[arg-type]
+    assert scores == {"cosine": pytest.approx(1.0), "retrieval": 1.0, "agreement": 1.0}
+
+
+def test_scores_are_those_of_a_plain_loop(
+    teacher: Teacher, student: SparseFormer, picture_folder: Path
+) -> None:
+    heldout = HeldOut(HeldoutSettings(source=str(picture_folder), limit=7, batch_size=3), teacher)
+    student.train()
+    scores = heldout.score(student, num_tokens=3)
+    assert student.training
+    student.eval()
+    cosines, right = [], 0
+    with torch.no_grad():
+        images = [
+            student.transform(heldout.picture(str(picture_folder / heldout.source.name(i)))) for i in range(7)
+        ]
+        ours = [student(image.unsqueeze(0), 3).pooled[0] for image in images]
+        theirs = [teacher(image.unsqueeze(0)).pooled[0] for image in images]
+    for index in range(7):
+        similarity = [float(F.cosine_similarity(ours[index], other, dim=0)) for other in theirs]
+        cosines.append(similarity[index])
+        right += similarity.index(max(similarity)) == index
+    assert scores["cosine"] == pytest.approx(sum(cosines) / 7, abs=1e-5)
+    assert scores["retrieval"] == pytest.approx(right / 7)
+
+
+def test_zero_shot_labels_and_truth(
+    tiny_teacher: Path, teacher: Teacher, picture_folder: Path, tmp_path: Path
+) -> None:
+    class Speaking(Teacher):
+        """The tiny CLIP has no tokenizer; three fixed directions stand for the class texts."""
+
+        has_text = True  # type: ignore[assignment]
+
+        def encode_text(self, texts: Any) -> torch.Tensor:
+            rows = [torch.eye(16)[int(text[-1])] for text in texts]
+            return torch.stack(rows)
+
+    classes = tmp_path / "classes.json"
+    classes.write_text(json.dumps({"classes": ["0", "1", "2"], "templates": ["a {}", "one {}"]}))
+    settings = HeldoutSettings(source=str(picture_folder), truth="index_prefix", classes=str(classes))
+    heldout = HeldOut(settings, Speaking(teacher.trunk))
+    assert heldout.label_kind == "zero-shot"
+    assert heldout.truth is not None
+    assert sorted(heldout.truth.tolist()) == [0] * 4 + [1] * 4 + [2] * 4
+    scores = heldout.score(_Same(teacher))  # type: ignore[arg-type]
+    wanted = (heldout.teacher_pooled[:, :3].argmax(dim=1) == heldout.truth).float().mean()
+    assert scores["top1"] == scores["teacher_top1"] == pytest.approx(float(wanted))
+    table = tmp_path / "labels.json"
+    names = {Path(heldout.source.name(i)).name: 1 for i in range(12)}
+    table.write_text(json.dumps({"labels": names}))
+    by_file = HeldoutSettings(source=str(picture_folder), truth=str(table), classes=str(classes))
+    assert HeldOut(by_file, Speaking(teacher.trunk)).truth.tolist() == [1] * 12  # type: ignore[union-attr]
+    table.write_text(json.dumps({}))
+    with pytest.raises(ValueError, match="says nothing about 12 pictures"):
+        HeldOut(by_file, Speaking(teacher.trunk))
+
+
+def test_truth_needs_a_teacher_that_names_classes(teacher: Teacher, picture_folder: Path) -> None:
+    with pytest.raises(ValueError, match="needs a teacher that names classes"):
+        HeldOut(HeldoutSettings(source=str(picture_folder), truth="index_prefix"), teacher)
+
+
+def test_classes_need_a_text_side(teacher: Teacher, picture_folder: Path, tmp_path: Path) -> None:
+    classes = tmp_path / "classes.json"
+    classes.write_text(json.dumps({"classes": ["a"], "templates": ["{}"]}))
+
+    class Mute(Teacher):
+        """A teacher without a text side."""
+
+        has_text = False  # type: ignore[assignment]
+
+    with pytest.raises(ValueError, match="needs a teacher with a text side"):
+        HeldOut(HeldoutSettings(source=str(picture_folder), classes=str(classes)), Mute(teacher.trunk))
+
+
+def test_multiply_adds_are_counted(student: SparseFormer) -> None:
+    linear = torch.nn.Linear(12, 5)
+    assert count_gmacs(lambda images: linear(images.flatten(1)), (2, 2)) == pytest.approx(60e-9)
+    few, many = (count_gmacs(lambda x, n=n: student(x, n), (32, 32)) for n in (3, 9))
+    assert few < many
+
+
+def test_speeds_are_measured_in_turn() -> None:
+    calls: list[str] = []
+    looks = {name: (lambda images, name=name: calls.append(name)) for name in ("a", "b")}
+    speeds = measure_speed(looks, torch.zeros(4, 3, 2, 2), rounds=2)
+    assert calls == ["a", "b"] * 3
+    assert all(speed > 0 for speed in speeds.values())

@@ -1,0 +1,69 @@
+"""`python -m bootstrap.quickstart` and `python -m bootstrap.report` on a handful of scenes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bootstrap import quickstart
+from bootstrap.report import main as write_report
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.slow
+def test_quickstart_ends_with_a_table_and_a_page(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    scenes = tmp_path / "scenes"
+    arguments = [
+        *("--train", "12", "--heldout", "6"),
+        *(f"out={tmp_path / 'run'}", f"data.source={scenes / 'train' / 'images'}"),
+        *(
+            f"heldout.source={scenes / 'heldout' / 'images'}",
+            f"heldout.truth={scenes / 'heldout' / 'labels.json'}",
+        ),
+        *(
+            f"targets.store={tmp_path / 'targets'}",
+            "steps=3",
+            "batch_size=4",
+            "save_every=0",
+            "heldout.every=2",
+        ),
+    ]
+    quickstart.main(arguments)
+    printed = capsys.readouterr().out
+    assert "teacher (ViT)" in printed
+    assert "student (SparseFormer)" in printed
+    figures = json.loads((tmp_path / "run" / "quickstart.json").read_text())
+    assert figures["n"] == 6
+    assert figures["classes"] == 64
+    assert figures["tokens"] == {"teacher": 145, "student": 49}
+    assert figures["gmacs"]["student"] < figures["gmacs"]["teacher"]
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert page.count("data:image/svg+xml") == 2
+    assert page.count("data:image/png") == 2
+    assert "http://" not in page.replace("http://www.w3.org", "")
+    before = (tmp_path / "run" / "encoder" / "model.safetensors").stat().st_mtime_ns
+    quickstart.main(arguments)  # everything is there: only the comparison runs again
+    assert (tmp_path / "run" / "encoder" / "model.safetensors").stat().st_mtime_ns == before
+    write_report([str(tmp_path / "run"), "-o", str(tmp_path / "page.html")])
+    assert "Provenance" in (tmp_path / "page.html").read_text()
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "bootstrap.report", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+    )
+    assert done.returncode == 1
+    assert "name a run directory" in done.stderr
+    assert "Traceback" not in done.stderr
