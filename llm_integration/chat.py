@@ -1,0 +1,113 @@
+"""Talk with a model about pictures, in the terminal.
+
+``python -m llm_integration.chat --model LLAVA_DIR --image FILE``
+
+Within the chat: ``/image FILE`` shows another picture with the next question, ``/new`` starts over, ``/quit``
+ends.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+from PIL import Image
+from transformers.utils import logging as transformers_logging
+
+from .assemble import DTYPES
+from .generate import Chat, Reply, build_message, load_chat, open_picture
+
+
+def describe(reply: Reply) -> str:
+    """What an answer took, in one line."""
+    rest = reply.seconds - reply.seconds_to_first_token
+    rate = f", then {(reply.new_tokens - 1) / rest:.1f} tokens/s" if rest > 0 else ""
+    return (
+        f"[{reply.visual_tokens} visual of {reply.prompt_tokens} prompt tokens; first token after "
+        f"{reply.seconds_to_first_token:.2f} s{rate}]"
+    )
+
+
+def run_chat(
+    chat: Chat,
+    picture: Image.Image | None,
+    lines: TextIO,
+    out: TextIO,
+    max_new_tokens: int = 256,
+    temperature: float = 0.0,
+) -> None:
+    """Answer line by line until the lines end.
+
+    Args:
+        chat: the model.
+        picture: shown with the first question.
+        lines: what the user types.
+        out: where answers go, as they come.
+        max_new_tokens: longest answer.
+        temperature: 0 for the likeliest token every time.
+    """
+    messages: list[dict[str, Any]] = []
+    waiting = [picture] if picture is not None else []
+
+    def write(text: str) -> None:
+        out.write(text)
+        out.flush()
+
+    write("you: ")
+    for line in lines:
+        words = line.strip()
+        command, _, rest = words.partition(" ")
+        if command == "/quit":
+            break
+        if command == "/new":
+            messages, waiting = [], []
+            write("(a new conversation)\n")
+        elif command == "/image":
+            try:
+                waiting.append(open_picture(rest.strip()))
+                write(f"({rest.strip()} goes with your next question)\n")
+            except ValueError as error:
+                write(f"({error})\n")
+        elif words:
+            messages.append(build_message(words, waiting))
+            waiting = []
+            write("model: ")
+            reply = chat.reply(messages, max_new_tokens, temperature, on_text=write)
+            messages.append({"role": "assistant", "content": [{"type": "text", "text": reply.text}]})
+            write(f"\n{describe(reply)}\n")
+        write("you: ")
+    write("\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m llm_integration.chat",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--model", type=Path, required=True, help="LLaVA directory, or the result of a run")
+    parser.add_argument("--image", type=Path, help="picture to begin with")
+    parser.add_argument("--max-new-tokens", type=int, default=256)
+    parser.add_argument("--temperature", type=float, default=0.0, help="0 for the likeliest token every time")
+    parser.add_argument("--device", help="by default the first GPU where there is one")
+    parser.add_argument("--dtype", choices=list(DTYPES), help="precision (default: the checkpoint's)")
+    options = parser.parse_args(arguments)
+    transformers_logging.disable_progress_bar()
+    try:
+        picture = open_picture(options.image) if options.image else None
+        chat = load_chat(options.model, options.device, DTYPES[options.dtype] if options.dtype else None)
+    except (ValueError, OSError) as error:
+        parser.exit(1, f"error: {error}\n")
+    print(f"{options.model}: a picture is {chat.visual_tokens} tokens; /image FILE, /new, /quit")
+    try:
+        run_chat(chat, picture, sys.stdin, sys.stdout, options.max_new_tokens, options.temperature)
+    except KeyboardInterrupt:
+        print()
+
+
+if __name__ == "__main__":
+    main()

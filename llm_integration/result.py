@@ -1,0 +1,169 @@
+"""What a run leaves: the trained weights, and by name and hash the model they belong to.
+
+=======================  ==============================================================================
+``run.json``             kind of result, the base model's directory, the hash of its tower, the settings
+``trained.safetensors``  every trained weight (projector; language model; tower, where it was tuned)
+``adapter/``             instead of that: peft's adapter, with the projector inside
+the processor's files    so that the directory can be talked to as it is
+=======================  ==============================================================================
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from contextlib import nullcontext
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import load_state_dict_from_file, save_torch_state_dict
+from peft import PeftModel
+from torch import Tensor, nn
+from transformers import LlavaForConditionalGeneration, LlavaProcessor
+
+from sparse_vlm.atomic import atomic_directory
+
+from .assemble import OWNED
+from .fingerprint import hash_tensors
+from .freeze import TOWER
+from .load import load_checked_processor, load_llava, load_llava_config, read_json
+
+RUN_FILE = "run.json"
+ADAPTER = "adapter"
+FORMAT = "sparse_vlm.llava_run"
+_PATTERN = "trained{suffix}.safetensors"
+
+
+def is_result(directory: str | PathLike[str]) -> bool:
+    """Whether a directory holds a run's result by reference."""
+    return (Path(directory) / RUN_FILE).is_file()
+
+
+def base_of(directory: str | PathLike[str]) -> Path:
+    """The plain LLaVA directory below a result; a plain directory is its own."""
+    folder = Path(directory)
+    return Path(read_json(folder / RUN_FILE)["base"]) if is_result(folder) else folder
+
+
+def save_result(
+    model: nn.Module,
+    tensors: Mapping[str, Tensor],
+    processor: LlavaProcessor,
+    out: Path,
+    base: Path,
+    facts: Mapping[str, Any],
+) -> None:
+    """Write a result by reference, atomically.
+
+    Args:
+        model: the trained model, or peft's wrapping of it.
+        tensors: its whole state dict, gathered.
+        processor: its processor.
+        out: where to.
+        base: the plain LLaVA directory that training started from.
+        facts: settings, steps, figures.
+    """
+    adapter = isinstance(model, PeftModel)
+    manifest = {
+        "format": FORMAT,
+        "kind": ADAPTER if adapter else "weights",
+        "base": str(base.resolve()),
+        "tower_sha256": hash_tensors(load_tower(base)),
+        **facts,
+    }
+    with atomic_directory(out, owned=(*OWNED, ADAPTER)) as folder:
+        if adapter:
+            model.save_pretrained(str(folder / ADAPTER), state_dict=dict(tensors))
+        else:
+            trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+            kept = {name: tensors[name].contiguous().cpu() for name in trained if name in tensors}
+            save_torch_state_dict(kept, folder, filename_pattern=_PATTERN, shared_tensors_to_discard=[])
+        processor.save_pretrained(folder)
+        text = json.dumps(manifest, indent=2, default=str) + "\n"
+        (folder / RUN_FILE).write_text(text, encoding="utf-8")
+
+
+def load_tower(base: Path) -> dict[str, Tensor]:
+    """The stored weights of a LLaVA directory's tower, under the tower's own names."""
+    from safetensors import safe_open
+
+    weights: dict[str, Tensor] = {}
+    for path in sorted(base.glob("*.safetensors")):
+        with safe_open(path, "pt") as file:
+            for name in file.keys():  # noqa: SIM118 - a safetensors file is no mapping
+                if f"{TOWER}." in name:
+                    weights[name.rpartition(f"{TOWER}.")[2]] = file.get_tensor(name)
+    return weights
+
+
+def load_model(
+    directory: str | PathLike[str], dtype: torch.dtype | None = None, merge: bool = True
+) -> LlavaForConditionalGeneration:
+    """Load a plain LLaVA directory, or a run's result on top of its base.
+
+    Args:
+        directory: either.
+        dtype: precision; by default the checkpoint's.
+        merge: fold adapters into the weights. With False a result that has adapters is refused.
+
+    Raises:
+        ValueError: if something does not fit, above all a tower other than the one trained with.
+    """
+    folder = Path(directory)
+    if not is_result(folder):
+        return load_llava(folder, dtype)
+    manifest = read_json(folder / RUN_FILE)
+    base = Path(manifest["base"])
+    if not base.is_dir():
+        raise ValueError(f"{folder} was trained on top of {base}, which is not there any more")
+    if hash_tensors(load_tower(base)) != manifest["tower_sha256"]:
+        raise ValueError(
+            f"the tower in {base} is not the one that {folder} was trained with: their hashes differ"
+        )
+    model = load_llava(base, dtype)
+    if manifest["kind"] == ADAPTER:
+        if not merge:
+            raise ValueError(
+                f"{folder} holds adapters; make a plain model of it before it is trained again: "
+                f"python -m llm_integration.export --run {folder} --out DIR"
+            )
+        merged: Any = PeftModel.from_pretrained(model, str(folder / ADAPTER)).merge_and_unload()  # type: ignore[arg-type]
+        return merged
+    for path in sorted(folder.glob("trained*.safetensors")):
+        apply_weights(model, load_state_dict_from_file(path), path)
+    return model
+
+
+def apply_weights(model: nn.Module, weights: Mapping[str, Any], source: Path) -> None:
+    """Write weights into a model by name, partitioned (ZeRO-3) or not.
+
+    Raises:
+        ValueError: for a name or a shape that the model does not have.
+    """
+    for name, value in weights.items():
+        try:
+            parameter = model.get_parameter(name)
+        except AttributeError:
+            raise ValueError(f"{source} holds {name}, which the model does not have") from None
+        shape = tuple(getattr(parameter, "ds_shape", parameter.shape))
+        if shape != tuple(value.shape):
+            raise ValueError(f"{source}: {name} is {tuple(value.shape)}, the model has {shape}")
+        with gathered([parameter]), torch.no_grad():
+            parameter.copy_(value)
+
+
+def gathered(parameters: list[nn.Parameter]) -> Any:
+    """Whole parameters inside the block, also where ZeRO-3 has partitioned them."""
+    if not any(hasattr(parameter, "ds_id") for parameter in parameters):
+        return nullcontext()
+    from deepspeed import zero
+
+    # Every process writes the same values, so each may keep what it wrote.
+    return zero.GatheredParameters(parameters, modifier_rank=0)
+
+
+def load_model_processor(directory: str | PathLike[str]) -> LlavaProcessor:
+    """The processor of a plain LLaVA directory or of a result, checked against the model."""
+    return load_checked_processor(directory, load_llava_config(base_of(directory)))

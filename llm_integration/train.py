@@ -1,0 +1,316 @@
+"""Instruction tuning in two stages, on Hugging Face's Trainer.
+
+``deepspeed --module llm_integration.train configs/llm/tune.yaml model=DIR out=DIR`` trains on all devices;
+``python -m llm_integration.train ...`` with the same words trains on one.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import Sampler
+from transformers import (
+    LlavaConfig,
+    LlavaProcessor,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+    set_seed,
+)
+
+from sparse_vlm.atomic import write_atomic
+from sparse_vlm.settings import SettingsError, settings_to_dict
+
+from .assemble import save_llava
+from .config import TrainSettings, load_settings
+from .data import (
+    ChatCollator,
+    ChatDataset,
+    ChatEncoder,
+    FolderSource,
+    GroupedSampler,
+    JoinedSource,
+    Source,
+    TarSource,
+)
+from .data.dataset import TooManyBadRecordsError
+from .freeze import build_groups, cast_frozen, prepare_parameters, trained_names
+from .processor import count_image_tokens
+from .result import base_of, load_model, load_model_processor, save_result
+from .templates import build_template
+
+logger = logging.getLogger(__name__)
+
+SETTINGS_FILE = "settings.json"
+LOG_FILE = "log.jsonl"
+FINAL = "final"
+# What a run may be continued with although it was begun otherwise.
+_FREE_TO_CHANGE = ("resume", "log_every", "keep_checkpoints", "checkpoint_every", "max_steps", "epochs")
+
+
+class ChatTrainer(Trainer):
+    """Hugging Face's Trainer with our parameter groups and our order of the data.
+
+    Args:
+        settings: of the run.
+        options: the Trainer's own arguments.
+    """
+
+    def __init__(self, settings: TrainSettings, **options: Any) -> None:
+        self.settings = settings
+        super().__init__(**options)
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """AdamW over the groups of :func:`llm_integration.freeze.build_groups`."""
+        if self.optimizer is None:
+            groups = build_groups(model or self.model, self.settings)
+            self.optimizer = torch.optim.AdamW(groups, lr=self.settings.optim.learning_rate)
+        return self.optimizer
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int] | None:
+        dataset = train_dataset if train_dataset is not None else self.train_dataset
+        if self.settings.data.group == "none":
+            return super()._get_train_sampler(dataset)
+        return GroupedSampler(
+            dataset.lengths,
+            dataset.with_picture,
+            self.settings.batch * self.args.world_size,
+            self.settings.seed,
+        )
+
+
+class _LogFile(TrainerCallback):
+    """One JSON line for each log entry, in the run's directory and on the terminal."""
+
+    def __init__(self, path: Path, dataset: ChatDataset) -> None:
+        self.path = path
+        self.dataset = dataset
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        if not state.is_world_process_zero or not logs:
+            return
+        line = json.dumps({"step": state.global_step, **logs, "bad_records": self.dataset.bad_records})
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+        print(line, flush=True)
+
+
+def build_dataset(settings: TrainSettings, processor: LlavaProcessor, template: str) -> ChatDataset:
+    """The training data that the settings name.
+
+    Raises:
+        ValueError: if files are missing or no record is good.
+        TooManyBadRecordsError: if too many are bad.
+    """
+    data = settings.data
+    sources: list[Source] = [FolderSource(path, data.pictures) for path in data.records]
+    if data.shards:
+        sources.append(TarSource(data.shards))
+    encoder = ChatEncoder(processor.tokenizer, template, count_image_tokens(processor), data.max_length)
+    return ChatDataset(
+        JoinedSource(sources), encoder, processor.image_processor, data.max_bad_records, data.limit
+    )
+
+
+def build_collator(processor: LlavaProcessor, config: LlavaConfig) -> ChatCollator:
+    """The collator for a model and its processor."""
+    image_processor: Any = processor.image_processor
+    crop = image_processor.crop_size
+    tokenizer: Any = processor.tokenizer
+    return ChatCollator(
+        int(tokenizer.pad_token_id),
+        int(config.image_token_id),
+        count_image_tokens(processor),
+        (3, crop["height"], crop["width"]),
+    )
+
+
+def build_arguments(settings: TrainSettings, deepspeed: bool) -> TrainingArguments:
+    """Our settings in the Trainer's words."""
+    cpu = not torch.cuda.is_available()
+    return TrainingArguments(
+        output_dir=str(settings.out / "checkpoints"),
+        per_device_train_batch_size=settings.batch,
+        gradient_accumulation_steps=settings.accumulation,
+        num_train_epochs=settings.epochs,
+        max_steps=settings.max_steps or -1,
+        learning_rate=settings.optim.learning_rate,
+        weight_decay=settings.optim.weight_decay,
+        warmup_steps=settings.optim.warmup_fraction,
+        lr_scheduler_type=settings.optim.schedule
+        if settings.optim.schedule != "constant"
+        else "constant_with_warmup",
+        max_grad_norm=settings.optim.clip,
+        bf16=settings.precision == "bf16",
+        gradient_checkpointing=settings.gradient_checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False} if settings.gradient_checkpointing else None,
+        deepspeed=str(settings.deepspeed) if deepspeed else None,
+        save_strategy="steps" if settings.checkpoint_every else "no",
+        save_steps=settings.checkpoint_every or 1,
+        save_total_limit=settings.keep_checkpoints,
+        logging_steps=settings.log_every,
+        logging_nan_inf_filter=False,
+        dataloader_num_workers=settings.data.workers,
+        remove_unused_columns=False,
+        ddp_find_unused_parameters=False,
+        # Without a launcher a backend's name would make accelerate look for a process group.
+        ddp_backend="gloo" if cpu and "LOCAL_RANK" in os.environ else None,
+        use_cpu=cpu,
+        seed=settings.seed,
+        data_seed=settings.seed,
+        disable_tqdm=True,
+        report_to="none",
+    )
+
+
+def check_resume(settings: TrainSettings) -> Path | None:
+    """The newest whole checkpoint to go on from.
+
+    Raises:
+        SettingsError: if the run was begun with other settings.
+    """
+    before, now = settings.out / SETTINGS_FILE, json.loads(json.dumps(settings_to_dict(settings)))
+    if not settings.resume or not before.is_file():
+        return None
+    old = json.loads(before.read_text(encoding="utf-8"))
+    other = [key for key in now if key not in _FREE_TO_CHANGE and old.get(key) != now[key]]
+    if other:
+        raise SettingsError(
+            [
+                f"{settings.out} was begun with other settings ({', '.join(other)}): name another out, or "
+                "set resume=false to begin anew"
+            ]
+        )
+    found = [
+        path
+        for path in (settings.out / "checkpoints").glob("checkpoint-*")
+        if (path / "trainer_state.json").is_file()  # written last
+    ]
+    return max(found, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+
+
+def use_deepspeed(settings: TrainSettings) -> bool:
+    """Whether DeepSpeed runs, made ready for it where the accelerator is the CPU."""
+    launched = "LOCAL_RANK" in os.environ
+    if settings.deepspeed is None or not launched:
+        if settings.deepspeed is not None:
+            logger.info("no launcher: training on one device without DeepSpeed (%s)", settings.deepspeed)
+        return False
+    if not settings.deepspeed.is_file():
+        raise SettingsError([f"deepspeed: there is no file {settings.deepspeed}"])
+    import deepspeed
+
+    if deepspeed.get_accelerator().device_name() == "cpu":
+        # Must come before any model or arguments: otherwise batch sizes are computed for another world.
+        deepspeed.init_distributed(dist_backend="gloo", auto_mpi_discovery=False)
+    return True
+
+
+def train(settings: TrainSettings) -> dict[str, float]:
+    """Run one stage and write its result to ``settings.out / "final"``.
+
+    Returns:
+        The Trainer's closing figures.
+
+    Raises:
+        ValueError: if model, data and settings do not fit each other.
+        TooManyBadRecordsError: if too many records are bad.
+    """
+    deepspeed = use_deepspeed(settings)
+    arguments = build_arguments(settings, deepspeed)  # ZeRO-3 partitions models that are loaded after this
+    checkpoint = check_resume(settings)
+    set_seed(settings.seed)
+
+    processor = load_model_processor(settings.model)
+    processor_template: Any = processor.chat_template
+    template = build_template(settings.data.template, processor_template)
+    dataset = build_dataset(settings, processor, template)
+    logger.info("%d records to train on, %d bad ones skipped", len(dataset), dataset.bad_records)
+
+    half = deepspeed and settings.precision == "bf16"
+    model: Any = load_model(settings.model, torch.bfloat16 if half else torch.float32, merge=not deepspeed)
+    model.config.use_cache = False
+    wrapped = prepare_parameters(model, settings)
+    if settings.precision == "bf16" and not deepspeed:
+        cast_frozen(wrapped, torch.bfloat16)
+
+    if arguments.process_index == 0:
+        settings.out.mkdir(parents=True, exist_ok=True)
+        write_atomic(settings.out / SETTINGS_FILE, json.dumps(settings_to_dict(settings), indent=2) + "\n")
+        write_atomic(settings.out / "trained.txt", "\n".join(trained_names(wrapped)) + "\n")
+    trainer = ChatTrainer(
+        settings,
+        model=wrapped,
+        args=arguments,
+        train_dataset=dataset,
+        data_collator=build_collator(processor, model.config),
+        callbacks=[_LogFile(settings.out / LOG_FILE, dataset)],
+    )
+    outcome = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if deepspeed and type(trainer.model_wrapped).__name__ != "DeepSpeedEngine":
+        raise RuntimeError("DeepSpeed was asked for, but the Trainer ran without its engine")
+    if settings.stage == "tune":
+        processor.chat_template = template
+    _finish(trainer, wrapped, processor, settings, outcome.metrics)
+    return dict(outcome.metrics)
+
+
+def _finish(
+    trainer: Trainer,
+    model: Any,
+    processor: LlavaProcessor,
+    settings: TrainSettings,
+    metrics: dict[str, float],
+) -> None:
+    accelerator: Any = trainer.accelerator
+    if trainer.is_deepspeed_enabled:
+        tensors = accelerator.get_state_dict(trainer.model_wrapped)  # gathers what ZeRO-3 has partitioned
+    else:
+        tensors = model.state_dict()
+    if trainer.is_world_process_zero():
+        facts = {
+            "stage": settings.stage,
+            "tower": settings.tower,
+            "steps": trainer.state.global_step,
+            "metrics": metrics,
+            "settings": settings_to_dict(settings),
+        }
+        out = settings.out / FINAL
+        base = base_of(settings.model)
+        save_result(model, tensors, processor, out, base, facts)
+        if settings.self_contained:
+            plain = load_model(out)
+            shutil.rmtree(out)
+            save_llava(plain, processor, out, facts)
+    accelerator.wait_for_everyone()
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line: a settings file, then ``key.sub=value``."""
+    words = [
+        w for w in (sys.argv[1:] if arguments is None else arguments) if not w.startswith("--local_rank")
+    ]
+    if not words or words[0] in ("-h", "--help"):
+        print(f"usage: python -m llm_integration.train SETTINGS.yaml [key.sub=value ...]\n\n{__doc__}")
+        raise SystemExit(0 if words else 2)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    try:
+        metrics = train(load_settings(Path(words[0]), words[1:]))
+    except (ValueError, OSError, TooManyBadRecordsError) as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        raise SystemExit(1) from error
+    print(json.dumps(metrics))
+
+
+if __name__ == "__main__":
+    main()
