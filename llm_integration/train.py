@@ -20,6 +20,7 @@ from torch import nn
 from torch.utils.data import Sampler
 from transformers import (
     LlavaConfig,
+    LlavaForConditionalGeneration,
     LlavaProcessor,
     Trainer,
     TrainerCallback,
@@ -44,6 +45,7 @@ from .data import (
 )
 from .data.dataset import TooManyBadRecordsError
 from .freeze import build_groups, cast_frozen, prepare_parameters, trained_names
+from .load import load_llava
 from .processor import count_image_tokens
 from .result import base_of, load_model, load_model_processor, save_result
 from .templates import build_template
@@ -75,6 +77,16 @@ class ChatTrainer(Trainer):
             groups = build_groups(model or self.model, self.settings)
             self.optimizer = torch.optim.AdamW(groups, lr=self.settings.optim.learning_rate)
         return self.optimizer
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        target = model or self.model
+        if not isinstance(target, LlavaForConditionalGeneration):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            return
+        # The Trainer would look for names in the file that LLaVA only has in memory, find none of them, and
+        # go on with the weights the run had begun with. Single precision holds every stored value.
+        stored = load_llava(resume_from_checkpoint, torch.float32)
+        target.load_state_dict(stored.state_dict(), strict=True)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int] | None:
         dataset = train_dataset if train_dataset is not None else self.train_dataset

@@ -1,0 +1,247 @@
+"""Instruction tuning: stages, freezing, adapters, results, resume."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from llm_integration.config import TrainSettings, load_settings
+from llm_integration.export import export
+from llm_integration.freeze import adapter_pattern, build_groups, prepare_parameters, trained_names
+from llm_integration.generate import answer, build_message, load_chat
+from llm_integration.load import check_processor, load_llava
+from llm_integration.processor import load_processor
+from llm_integration.result import load_model
+from llm_integration.train import main, train
+from sparse_vlm.settings import SettingsError, build_settings
+
+LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+@pytest.fixture(scope="module")
+def chat_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve records: with one picture, with two, and without."""
+    folder = tmp_path_factory.mktemp("chat")
+    records: list[dict[str, Any]] = []
+    for number in range(12):
+        colour = ("red", "green", "blue")[number % 3]
+        Image.new("RGB", (40, 30), colour).save(folder / f"{number}.jpg")
+        question, image = f"<image>\nWhat colour is picture {number}?", f"{number}.jpg"
+        turns = [{"from": "human", "value": question}, {"from": "gpt", "value": f"it is {colour}"}]
+        records.append({"id": str(number), "image": image, "conversations": turns})
+    records[3]["conversations"][0]["value"] = "Is <image> like <image>?"
+    records[3]["image"] = ["3.jpg", "4.jpg"]
+    for number in (5, 8, 11):
+        del records[number]["image"]
+        records[number]["conversations"][0]["value"] = "What do you say?"
+    (folder / "chat.json").write_text(json.dumps(records))
+    return folder / "chat.json"
+
+
+@pytest.fixture
+def build(llava_dir: Path, chat_file: Path, tmp_path: Path) -> Callable[..., TrainSettings]:
+    """Settings of a run of a few steps."""
+
+    def settings(*overrides: str) -> TrainSettings:
+        mapping = {
+            "model": str(llava_dir),
+            "out": str(tmp_path / "run"),
+            "data": {"records": [str(chat_file)], "workers": 0, "max_length": 300},
+            "optim": {"learning_rate": 1e-3, "warmup_fraction": 0.0, "schedule": "constant"},
+            "batch": 2,
+            "max_steps": 3,
+            "precision": "fp32",
+            "log_every": 1,
+            "checkpoint_every": 0,
+        }
+        return build_settings(TrainSettings, mapping, overrides)
+
+    return settings
+
+
+def _losses(run: Path) -> list[float]:
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    return [line["loss"] for line in lines if "loss" in line]
+
+
+def _parts(names: list[str]) -> set[str]:
+    parts = ("multi_modal_projector", "vision_tower", "language_model", "lm_head")
+    return {next(part for part in parts if part in name) for name in names}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "parts"),
+    [
+        (("stage=align",), {"multi_modal_projector"}),
+        (("stage=align", "tower=tuned"), {"multi_modal_projector", "vision_tower"}),
+        (("stage=tune",), {"multi_modal_projector", "language_model", "lm_head"}),
+        (("tower=tuned",), {"multi_modal_projector", "language_model", "lm_head", "vision_tower"}),
+    ],
+)
+def test_freezing_by_stage(build: Any, llava_dir: Path, overrides: tuple[str, ...], parts: set[str]) -> None:
+    model = load_llava(llava_dir)
+    names = trained_names(prepare_parameters(model, build(*overrides)))
+    assert _parts(names) == parts
+    for name, _ in model.named_parameters():
+        assert (name in names) == bool(_parts([name]) & parts), name
+
+
+def test_align_trains_these_names(build: Any, llava_dir: Path) -> None:
+    names = trained_names(prepare_parameters(load_llava(llava_dir), build("stage=align")))
+    layers = [f"model.multi_modal_projector.linear_{i}.{kind}" for i in (1, 2) for kind in ("weight", "bias")]
+    assert names == layers
+
+
+@pytest.mark.parametrize("tower", ["frozen", "tuned", "lora"])
+def test_adapters_land_where_they_are_asked_for(build: Any, llava_dir: Path, tower: str) -> None:
+    model = prepare_parameters(load_llava(llava_dir), build("lora.rank=2", f"tower={tower}"))
+    names = trained_names(model)
+    adapters = [name for name in names if "lora_" in name]
+    language = [name for name in adapters if "language_model.layers." in name]
+    assert {name.split(".lora_")[0].rpartition(".")[2] for name in language} == set(LINEARS)
+    others = [name for name in adapters if name not in language]
+    if tower == "lora":
+        assert others
+        assert all("vision_tower.cortex.blocks." in name for name in others)
+    else:
+        assert others == []
+    rest = [name for name in names if "lora_" not in name]
+    expected = {"multi_modal_projector", "vision_tower"} if tower == "tuned" else {"multi_modal_projector"}
+    assert _parts(rest) == expected
+    assert "vision" not in adapter_pattern(load_llava(llava_dir), tower=False)
+
+
+def test_each_part_has_its_own_rate(build: Any, llava_dir: Path) -> None:
+    settings = build(
+        "tower=tuned", "optim.projector_learning_rate=0.5", "optim.tower_learning_rate=0.25",
+        "optim.weight_decay=0.1",
+    )  # fmt: skip
+    model = load_llava(llava_dir)
+    prepare_parameters(model, settings)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    seen: dict[str, set[float]] = {}
+    for group in build_groups(model, settings):
+        for parameter in group["params"]:
+            seen.setdefault(next(iter(_parts([names[id(parameter)]]))), set()).add(group["lr"])
+            assert bool(group["weight_decay"]) == (parameter.dim() > 1)
+    assert seen == {
+        "multi_modal_projector": {0.5}, "vision_tower": {0.25}, "language_model": {1e-3}, "lm_head": {1e-3},
+    }  # fmt: skip
+
+
+def test_align_then_tune_then_export(build: Any, llava_dir: Path, tmp_path: Path, picture: Any) -> None:
+    out = tmp_path / "align"
+    train(build("stage=align", "data.template=plain", f"out={out}", "max_steps=6"))
+    before, after = load_llava(llava_dir), load_model(out / "final")
+    for name, parameter in before.named_parameters():
+        changed = not torch.equal(parameter, after.get_parameter(name))
+        assert changed == ("multi_modal_projector" in name), name
+    assert not any((out / "final").glob("model*.safetensors"))
+
+    train(build(f"model={out / 'final'}", f"out={tmp_path / 'tune'}", "tower=tuned", "self_contained=true"))
+    tuned = load_llava(tmp_path / "tune" / "final")
+    assert not torch.equal(
+        tuned.model.vision_tower.stem.conv.weight, before.model.vision_tower.stem.conv.weight
+    )
+    assert isinstance(answer(picture, "What?", tmp_path / "tune" / "final", max_new_tokens=3), str)
+
+
+def test_adapters_merge_into_the_model_that_was_trained(build: Any, tmp_path: Path, picture: Any) -> None:
+    train(build("lora.rank=4", "lora.alpha=8", "lora.dropout=0.0", f"out={tmp_path / 'lora'}"))
+    final = tmp_path / "lora" / "final"
+    export(final, tmp_path / "plain")
+    merged, plain = load_model(final), load_llava(tmp_path / "plain")
+    inputs = {"input_ids": torch.tensor([[5, 6, 7, 8]])}
+    torch.testing.assert_close(plain(**inputs).logits, merged(**inputs).logits)
+    with pytest.raises(ValueError, match=r"llm_integration\.export --run"):
+        load_model(final, merge=False)
+    assert load_chat(final).reply([build_message("hi")], max_new_tokens=2).visual_tokens == 0
+
+
+def test_a_result_refuses_another_tower(build: Any, llava_dir: Path, tmp_path: Path) -> None:
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(llava_dir, tmp_path / "base")
+    train(build("stage=align", f"model={tmp_path / 'base'}", "max_steps=1"))
+    path = tmp_path / "base" / "model.safetensors"
+    weights = load_file(path)
+    name = next(name for name in weights if name.endswith("stem.conv.weight"))
+    save_file({**weights, name: weights[name] + 1}, path, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="is not the one that"):
+        load_model(tmp_path / "run" / "final")
+
+
+@pytest.mark.parametrize("extra", [(), ("lora.rank=2", "lora.dropout=0.3")])
+def test_resume_is_exact(build: Any, tmp_path: Path, extra: tuple[str, ...]) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    common = ("accumulation=2", "checkpoint_every=2", *extra)
+    train(build(*common, "max_steps=6", f"out={whole}"))
+    train(build(*common, "max_steps=2", f"out={broken}"))
+    train(build(*common, "max_steps=6", f"out={broken}"))
+    assert _losses(broken) == _losses(whole)
+    with pytest.raises(SettingsError, match="begun with other settings"):
+        train(build(*common, f"out={broken}", "seed=4"))
+
+
+def test_bf16_with_checkpointing(build: Any, tmp_path: Path) -> None:
+    train(build("precision=bf16", "gradient_checkpointing=true", "stage=align"))
+    assert all(0 < loss < 20 for loss in _losses(tmp_path / "run"))
+
+
+def test_training_lowers_the_loss(build: Any, tmp_path: Path) -> None:
+    train(build("max_steps=30", "batch=4", "epochs=20"))
+    losses = _losses(tmp_path / "run")
+    assert sum(losses[-3:]) < 0.5 * sum(losses[:3])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("stage=align", "lora.rank=8"), "lora.rank must be 0"),
+        (("tower=lora",), "needs lora.rank"),
+        (("optim.tower_learning_rate=1.0",), "while the tower is frozen"),
+        (("data.max_lenght=3",), "did you mean 'data.max_length'"),
+        (("batch=0",), "at least 1"),
+    ],
+)
+def test_settings_that_make_no_sense(build: Any, overrides: tuple[str, ...], message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        build(*overrides)
+
+
+def test_shipped_settings_are_read() -> None:
+    for path in sorted((Path(__file__).parents[2] / "configs" / "llm").glob("*.yaml")):
+        settings = load_settings(path, ["batch=3"])
+        assert settings.batch == 3
+        assert settings.deepspeed is not None
+        assert (Path(__file__).parents[2] / settings.deepspeed).is_file()
+
+
+def test_wrong_tokenizer_is_named(llava_dir: Path) -> None:
+    processor, config = load_processor(llava_dir), load_llava(llava_dir).config
+    config.image_token_id = 7
+    with pytest.raises(ValueError, match="wrong tokenizer: it gives '<image>' the id"):
+        check_processor(processor, config, "dir")
+
+
+def test_errors_on_the_command_line_are_one_sentence(tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / "a.yaml").write_text("model: nowhere\nout: run\ndata: {records: [x.json]}\n")
+    with pytest.raises(SystemExit):
+        main([str(tmp_path / "a.yaml"), f"out={tmp_path / 'run'}"])
+    assert (
+        capsys.readouterr().err.splitlines()[-1].startswith("error: there is no model directory at nowhere")
+    )
+
+
+def test_too_many_bad_records_end_the_run(build: Any, tmp_path: Path) -> None:
+    (tmp_path / "chat.json").write_text(json.dumps([{"id": "e", "conversations": []}] * 3))
+    with pytest.raises(RuntimeError, match="3 bad records, 2 are allowed"):
+        train(build(f"data.records=[{tmp_path / 'chat.json'}]", "data.max_bad_records=2"))
