@@ -248,8 +248,6 @@ class SparseFormerVisionTower(nn.Module):
             return name.startswith("head.norm.") and self._layer == depth
         if name.startswith("cortex.blocks."):
             return int(name.split(".")[2]) < self._layer
-        if name == "cortex.cls_token":
-            return self._layer > 0 or not self._drops_class_token
         if name.startswith("focusing.handover.adjust"):
             return "sample" in order[order.index("adjust") :]
         return True
