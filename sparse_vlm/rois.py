@@ -21,13 +21,16 @@ def at_least_fp32(values: Tensor) -> Tensor:
 def build_initial_rois(num_latents: int, layout: str, device: torch.device | str | None = None) -> Tensor:
     """The RoIs that tokens start from.
 
-    The largest square number of tokens takes a grid, the others see the whole picture (as released: 48 is a
-    6x6 grid and 12 whole-picture tokens). A grid of one is the whole picture too.
+    ``"half"`` is the layout of the published models: the largest square number of tokens takes a grid of RoIs
+    half the picture wide, the others see the whole picture (48 is a 6x6 grid and 12 whole pictures). Tokens
+    that share their embedding and their RoI stay equal for ever, so those 12 count as one.
+
+    ``"tiles"`` cuts the picture into as many tiles as there are tokens, in rows of (nearly) equal number, so
+    that together they see everything and no two are equal (48 is six rows of seven and one of six).
 
     Args:
         num_latents: how many RoIs, at least one.
-        layout: ``"half"``: grid RoIs are half the picture wide and overlap; ``"tiles"``: they are the cells
-            of the grid.
+        layout: ``"half"`` or ``"tiles"``.
         device: where to build them.
 
     Returns:
@@ -35,18 +38,32 @@ def build_initial_rois(num_latents: int, layout: str, device: torch.device | str
     """
     if num_latents < 1:
         raise ValueError(f"num_latents must be at least 1, got {num_latents}")
+    if layout == "tiles":
+        return _cut_tiles(num_latents).to(device)
     side = math.isqrt(num_latents)
     rois = torch.zeros(num_latents, 4, dtype=torch.float32, device=device)
     rois[:, 2:] = 1.0
     if side == 1:
         return rois
-    size = 0.5 if layout == "half" else 1.0 / side
+    size = 0.5
     # Dividing the index (rather than linspace) keeps the corners exactly as the published models have them.
     corner = torch.arange(side, dtype=torch.float32, device=device) / (side - 1) * (1.0 - size)
     y1, x1 = torch.meshgrid(corner, corner, indexing="ij")
     x1y1 = torch.stack((x1, y1), dim=-1).reshape(side * side, 2)  # (side², 2)
     rois[: side * side] = torch.cat((x1y1, x1y1 + size), dim=-1)
     return rois
+
+
+def _cut_tiles(count: int) -> Tensor:
+    rows = round(math.sqrt(count))
+    tiles = []
+    for row in range(rows):
+        columns = count // rows + (row < count % rows)
+        tiles += [
+            (column / columns, row / rows, (column + 1) / columns, (row + 1) / rows)
+            for column in range(columns)
+        ]
+    return torch.tensor(tiles, dtype=torch.float32)  # (N, 4)
 
 
 def adjust_rois(rois_xyxy: Tensor, deltas: Tensor) -> Tensor:

@@ -18,9 +18,9 @@ _delta = st.tuples(*[st.floats(-1.0, 1.0, width=32)] * 4)
 
 
 @settings(max_examples=60, deadline=None)
-@given(count=st.integers(1, 130), layout=st.sampled_from(["half", "tiles"]))
-def test_initial_rois_lie_in_the_picture(count: int, layout: str) -> None:
-    rois = build_initial_rois(count, layout)
+@given(count=st.integers(1, 130))
+def test_initial_rois_lie_in_the_picture(count: int) -> None:
+    rois = build_initial_rois(count, "half")
     assert rois.shape == (count, 4)
     assert rois.dtype == torch.float32
     assert rois.min() >= 0
@@ -29,12 +29,32 @@ def test_initial_rois_lie_in_the_picture(count: int, layout: str) -> None:
     whole = torch.tensor([0.0, 0.0, 1.0, 1.0])
     assert (rois[side * side :] == whole).all()
     grid = rois[: side * side]
-    size = 1.0 if side == 1 else 0.5 if layout == "half" else 1.0 / side
+    size = 1.0 if side == 1 else 0.5
     torch.testing.assert_close(grid[:, 2:] - grid[:, :2], torch.full((side * side, 2), size))
     assert len({tuple(roi) for roi in grid.tolist()}) == side * side
     # Together they cover the picture from edge to edge.
     assert grid[:, :2].min() == 0
     assert grid[:, 2:].max() == pytest.approx(1.0)
+
+
+@settings(max_examples=60, deadline=None)
+@given(count=st.integers(1, 130))
+def test_tiles_cut_the_picture_without_rest(count: int) -> None:
+    rois = build_initial_rois(count, "tiles")
+    assert rois.shape == (count, 4)
+    assert (rois >= 0).all()
+    assert (rois <= 1).all()
+    assert len({tuple(roi) for roi in rois.tolist()}) == count
+    # No two overlap and together they are as large as the picture: nothing is left out.
+    upper, lower = (
+        torch.maximum(rois[:, None, :2], rois[:, :2]),
+        torch.minimum(rois[:, None, 2:], rois[:, 2:]),
+    )
+    shared = (lower - upper).clamp(min=0).prod(dim=-1)
+    torch.testing.assert_close(
+        shared, torch.diag((rois[:, 2:] - rois[:, :2]).prod(dim=-1)), atol=1e-6, rtol=0
+    )
+    assert float(shared.sum()) == pytest.approx(1.0, abs=1e-5)
 
 
 def test_initial_rois_of_49_tiles_are_the_cells() -> None:
