@@ -40,8 +40,8 @@ class SparseFormerConfig:
         cls_token: whether a class token without RoI joins the latents where the cortex begins.
         token_embedding: ``"shared"``: all latents start as one vector and differ by their RoI only, so the
             count is free; ``"per_token"``: one vector each (v1 models), so the count is fixed.
-        initial_rois: ``"half"``: a square grid of RoIs half the picture wide, tokens beyond the square see all
-            of it (as released); ``"tiles"``: as many tiles as tokens, side by side.
+        initial_rois: ``"half"``: a square grid of RoIs half the picture wide, tokens beyond the square see
+            all of it (as released); ``"tiles"``: as many tiles as tokens, side by side.
         initial_rois_learned: whether the initial RoIs are parameters. Calls with another token count than
             ``num_latents`` start from the layout of ``initial_rois`` either way.
         focusing_width: token width D inside the focusing transformer.
