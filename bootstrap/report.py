@@ -11,6 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from matplotlib.figure import Figure
+
 from sparse_vlm.atomic import write_atomic
 
 from .log import read_log
@@ -62,12 +64,9 @@ def build_report(run: Path, rows: Sequence[Sequence[str]] = (), note: str = "") 
         "<h1>A SparseFormer, bootstrapped</h1>",
         _table(rows or _default_rows(provenance)),
         f'<p class="note">{html.escape(note)}</p>' if note else "",
-        "<h2>Distances from the teacher while training</h2>",
-        _curves([line for line in lines if line["kind"] == "train"], _TITLES, log_scale=True),
+        "<h2>While training</h2>",
+        _curves(lines),
     ]
-    heldout = [line for line in lines if line["kind"] == "heldout"]
-    if len(heldout) > 1:
-        parts += ["<h2>Agreement on held-out pictures</h2>", _curves(heldout, _HELDOUT, log_scale=False)]
     figures = sorted((run / "figures").glob("rois_*.png")) if (run / "figures").is_dir() else []
     if figures:
         parts.append("<h2>Where the tokens look</h2>")
@@ -108,29 +107,43 @@ def _table(rows: Sequence[Sequence[str]]) -> str:
     return f'<div class="wide"><table><thead>{line(rows[0], "th")}</thead><tbody>{body}</tbody></table></div>'
 
 
-def _curves(lines: Sequence[Mapping[str, Any]], titles: Mapping[str, str], log_scale: bool) -> str:
-    """Curves over steps as an SVG picture."""
-    import matplotlib
+def draw_curves(lines: Sequence[Mapping[str, Any]]) -> Figure:
+    """Distances from the teacher and, where there are several, held-out figures over steps.
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    Args:
+        lines: of a run's ``log.jsonl``.
+    """
+    heldout = [line for line in lines if line["kind"] == "heldout"]
+    panels = [([line for line in lines if line["kind"] == "train"], _TITLES)]
+    if len(heldout) > 1:
+        panels.append((heldout, _HELDOUT))
+    figure = Figure(figsize=(8.4, 3.2 * len(panels)), layout="constrained")
+    for axes, (rows, titles) in zip(figure.subplots(len(panels), squeeze=False)[:, 0], panels, strict=True):
+        for name, title in titles.items():
+            points = [(line["step"], line[name]) for line in rows if name in line]
+            if points:
+                axes.plot(
+                    *zip(*points, strict=True),
+                    label=title,
+                    linewidth=1.6,
+                    marker="o" if rows is heldout else None,
+                )
+        if rows is heldout:
+            axes.set_ylim(0, 1)
+            axes.set_ylabel("held-out pictures")
+        else:
+            axes.set_yscale("log")
+            axes.set_ylabel("distance from the teacher")
+        axes.set_xlabel("step")
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False, fontsize=8)
+    return figure
 
-    figure, axes = pyplot.subplots(figsize=(8.4, 3.6))
-    for name, title in titles.items():
-        points = [(line["step"], line[name]) for line in lines if name in line]
-        if points:
-            axes.plot(*zip(*points, strict=True), label=title, linewidth=1.6)
-    if log_scale:
-        axes.set_yscale("log")
-    else:
-        axes.set_ylim(0, 1)
-    axes.set_xlabel("step")
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=8)
+
+def _curves(lines: Sequence[Mapping[str, Any]]) -> str:
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="svg", bbox_inches="tight", transparent=True)
-    pyplot.close(figure)
+    draw_curves(lines).savefig(buffer, format="svg", transparent=True)
     return _image(buffer.getvalue(), "svg+xml", "curves over steps", "chart")
 
 
@@ -146,9 +159,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "-o", "--out", type=Path, help="file to write; by default report.html in the run directory"
     )
+    parser.add_argument("--chart", type=Path, help="also write the curves alone, as a PNG or SVG file")
     options = parser.parse_args(arguments)
     try:
         page = build_report(options.run)
+        if options.chart:
+            lines = read_log(options.run / "log.jsonl")
+            write_atomic(options.chart, lambda path: draw_curves(lines).savefig(path, dpi=130))
         out = options.out or options.run / "report.html"
         write_atomic(out, page)
     except (ValueError, OSError) as error:

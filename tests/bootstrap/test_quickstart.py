@@ -46,13 +46,16 @@ def test_quickstart_ends_with_a_table_and_a_page(
     assert figures["tokens"] == {"teacher": 145, "student": 49}
     assert figures["gmacs"]["student"] < figures["gmacs"]["teacher"]
     page = (tmp_path / "run" / "report.html").read_text()
-    assert page.count("data:image/svg+xml") == 2
+    assert page.count("data:image/svg+xml") == 1
     assert page.count("data:image/png") == 2
     assert "http://" not in page.replace("http://www.w3.org", "")
     before = (tmp_path / "run" / "encoder" / "model.safetensors").stat().st_mtime_ns
     quickstart.main(arguments)  # everything is there: only the comparison runs again
     assert (tmp_path / "run" / "encoder" / "model.safetensors").stat().st_mtime_ns == before
-    write_report([str(tmp_path / "run"), "-o", str(tmp_path / "page.html")])
+    write_report(
+        [str(tmp_path / "run"), "-o", str(tmp_path / "page.html"), "--chart", str(tmp_path / "c.png")]
+    )
+    assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
     assert "Provenance" in (tmp_path / "page.html").read_text()
 
 
