@@ -1,0 +1,63 @@
+"""Model directories that bring their own code."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from llm_integration.hf import SparseFormerVisionModel
+from llm_integration.remote_code import add_code, collect_code
+
+# Our packages are made unimportable, as on a machine that does not have them.
+_READ = """
+import sys
+sys.modules["sparse_vlm"] = sys.modules["llm_integration"] = None
+import torch
+from transformers import AutoModel, AutoModelForImageTextToText
+kind, tower, llava, out = sys.argv[1:]
+x = torch.linspace(-1, 1, 3 * 30 * 40).reshape(1, 3, 30, 40)
+if kind == "tower":
+    model = AutoModel.from_pretrained(tower, trust_remote_code=True)
+    torch.save(model(x).last_hidden_state, out)
+else:
+    model = AutoModelForImageTextToText.from_pretrained(llava, trust_remote_code=True)
+    torch.save(model.model.vision_tower(x).last_hidden_state, out)
+"""
+
+
+def test_code_is_flat_and_relative() -> None:
+    code = collect_code()
+    assert {"configuration_sparseformer.py", "modeling_sparseformer.py", "focusing.py"} <= code.keys()
+    for name, text in code.items():
+        assert "from sparse_vlm" not in text, name
+        assert "import sparse_vlm" not in text, name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["tower", "llava"])
+def test_a_machine_without_us_reads_it(encoder_dir: Path, llava_dir: Path, tmp_path: Path, kind: str) -> None:
+    tower, llava = tmp_path / "tower", tmp_path / "llava"
+    model = SparseFormerVisionModel.from_encoder_directory(encoder_dir)
+    model.save_pretrained(tower)
+    shutil.copytree(llava_dir, llava)
+    add_code(tower)
+    add_code(llava)
+    script = tmp_path / "read.py"
+    script.write_text(_READ)
+    words = [sys.executable, str(script), kind, str(tower), str(llava), str(tmp_path / "out.pt")]
+    environment = {"HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1", "PATH": "", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(words, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    x = torch.linspace(-1, 1, 3 * 30 * 40).reshape(1, 3, 30, 40)
+    torch.testing.assert_close(torch.load(tmp_path / "out.pt"), model(x).last_hidden_state)
+
+
+def test_other_models_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(ValueError, match="holds no SparseFormer"):
+        add_code(tmp_path)
