@@ -245,3 +245,28 @@ def test_too_many_bad_records_end_the_run(build: Any, tmp_path: Path) -> None:
     (tmp_path / "chat.json").write_text(json.dumps([{"id": "e", "conversations": []}] * 3))
     with pytest.raises(RuntimeError, match="3 bad records, 2 are allowed"):
         train(build(f"data.records=[{tmp_path / 'chat.json'}]", "data.max_bad_records=2"))
+
+
+@pytest.mark.real_data
+def test_llavas_own_records_and_a_real_language_model(
+    build: Any, encoder_dir: Path, real_data: Path, tmp_path: Path
+) -> None:
+    from llm_integration.assemble import assemble
+
+    sample = real_data / "lcs_558k_sample"
+    assemble(encoder_dir, str(real_data / "babyllama"), tmp_path / "llava")
+    common = (f"data.records=[{sample / 'chat.json'}]", f"data.pictures={sample / 'images'}", "data.limit=60")
+    train(
+        build(
+            *common, f"model={tmp_path / 'llava'}", f"out={tmp_path / 'align'}", "stage=align",
+            "data.template=plain", "batch=4", "max_steps=4",
+        )
+    )  # fmt: skip
+    train(
+        build(
+            *common, f"model={tmp_path / 'align' / 'final'}", f"out={tmp_path / 'tune'}",
+            "data.template=vicuna_v1", "data.max_length=400", "batch=2", "optim.learning_rate=3e-4",
+        )
+    )  # fmt: skip
+    assert all(1 < loss < 8 for loss in _losses(tmp_path / "align") + _losses(tmp_path / "tune"))
+    assert load_chat(tmp_path / "tune" / "final").visual_tokens == 9
