@@ -62,8 +62,11 @@ class ObjectiveSettings:
     """Weights of the objectives (:mod:`bootstrap.objectives`), each mentioned where it is defined.
 
     Attributes:
-        handover: hand-over tokens against RoI-pooled mid-depth teacher tokens.
-        tokens: final tokens against RoI-pooled final teacher tokens.
+        handover: hand-over tokens against mid-depth teacher tokens, pooled over a region per token.
+        tokens: final tokens against final teacher tokens, pooled over the same regions.
+        regions: ``"start"``: where each token's RoI began, so that together the tokens stand for the whole
+            picture however their RoIs move; ``"now"``: where the token looked last. With ``"now"`` RoIs are
+            free to leave for corners that are easy to describe, and they do (``docs/bootstrap.md``).
         pooled_cosine: pooled embedding, cosine.
         pooled: pooled embedding, squared distance in units of the teacher's spread.
         relations: similarities between the pictures of a batch.
@@ -74,6 +77,7 @@ class ObjectiveSettings:
 
     handover: float = 1.0
     tokens: float = 1.0
+    regions: Literal["start", "now"] = "start"
     pooled_cosine: float = 0.0
     pooled: float = 1.0
     relations: float = 0.0

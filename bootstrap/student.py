@@ -79,16 +79,17 @@ class Student(nn.Module):
         """
         if targets.tokens is None or targets.pooled is None:
             focus = self.encoder.focus(images, num_tokens)
-            return {"handover": self._handover(focus.tokens, targets.mid, focus.rois[-1])}
+            return {"handover": self._handover(focus.tokens, targets.mid, self._regions(focus.rois))}
         weights = self.settings
         output = self.encoder(images, num_tokens, hidden_states=True)
         latents = slice(int(self.encoder.config.cls_token), None)
+        regions = self._regions(output.rois)
         distances: dict[str, Tensor] = {}
         if weights.handover > 0 and output.hidden_states is not None:
             handover = output.hidden_states[0][:, latents]
-            distances["handover"] = self._handover(handover, targets.mid, output.rois[-1])
+            distances["handover"] = self._handover(handover, targets.mid, regions)
         if weights.tokens > 0:
-            wanted = pool_rois(targets.tokens.float(), output.rois[-1], self.grid)
+            wanted = pool_rois(targets.tokens.float(), regions, self.grid)
             distances["tokens"] = match_tokens(output.tokens[:, latents], wanted, self.tokens_spread)
         if weights.pooled_cosine > 0:
             distances["pooled_cosine"] = align_pooled(output.pooled, targets.pooled)
@@ -97,6 +98,9 @@ class Student(nn.Module):
         if weights.relations > 0:
             distances["relations"] = match_relations(output.pooled, targets.pooled)
         return distances
+
+    def _regions(self, rois: tuple[Tensor, ...]) -> Tensor:
+        return rois[0] if self.settings.regions == "start" else rois[-1]
 
     def _handover(self, handover: Tensor, mid: Tensor, rois: Tensor) -> Tensor:
         return match_handover(handover, pool_rois(mid.float(), rois, self.grid), self.mid_spread)
