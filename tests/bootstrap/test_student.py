@@ -1,0 +1,67 @@
+"""The student's distances against a computation by hand."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from bootstrap.config import ObjectiveSettings
+from bootstrap.objectives import match_handover, match_tokens, pool_rois
+from bootstrap.student import Spreads, Student, Targets
+from sparse_vlm import SparseFormer, SparseFormerConfig, build_encoder
+from tests.bootstrap.conftest import TINY_STUDENT
+
+GRID = (3, 3)
+
+
+@pytest.fixture
+def encoder() -> SparseFormer:
+    config = SparseFormerConfig(
+        **{**TINY_STUDENT, "width": 16, "depth": 2, "heads": 2, "mlp_width": 32, "output_width": 6}
+    )
+    torch.manual_seed(0)
+    encoder = build_encoder(config)
+    torch.nn.init.normal_(encoder.focusing.stage.adjust.weight, std=0.5)  # RoIs move
+    return encoder
+
+
+def _targets(final: bool) -> Targets:
+    generator = torch.Generator().manual_seed(1)
+    mid, tokens = (torch.randn(2, 9, 16, generator=generator) for _ in range(2))
+    return Targets(mid, tokens, torch.randn(2, 6, generator=generator)) if final else Targets(mid, None, None)
+
+
+@pytest.mark.parametrize(("regions", "step"), [("start", 0), ("now", -1)])
+def test_targets_are_pooled_over_the_regions_asked_for(
+    encoder: SparseFormer, regions: str, step: int
+) -> None:
+    settings = ObjectiveSettings(regions=regions)  # type: ignore[arg-type]
+    spreads = Spreads(torch.full((16,), 2.0), torch.full((16,), 3.0), torch.ones(6))
+    student = Student(encoder, settings, spreads, GRID)
+    images, targets = torch.randn(2, 3, 32, 32), _targets(final=True)
+    distances = student(images, targets)
+    assert set(distances) == {"handover", "tokens", "pooled"}
+    output = encoder(images, hidden_states=True)
+    assert not torch.allclose(output.rois[0], output.rois[-1], atol=1e-3)
+    assert output.hidden_states is not None
+    assert targets.tokens is not None
+    rois = output.rois[step]
+    handover = match_handover(output.hidden_states[0][:, 1:], pool_rois(targets.mid, rois, GRID), spreads.mid)
+    tokens = match_tokens(output.tokens[:, 1:], pool_rois(targets.tokens, rois, GRID), spreads.tokens)
+    torch.testing.assert_close(distances["handover"], handover)
+    torch.testing.assert_close(distances["tokens"], tokens)
+
+
+def test_the_warm_up_runs_the_focusing_transformer_alone(encoder: SparseFormer) -> None:
+    student = Student(encoder, ObjectiveSettings(), Spreads(*(torch.ones(w) for w in (16, 16, 6))), GRID)
+    distances = student(torch.randn(2, 3, 32, 32), _targets(final=False), num_tokens=10)
+    assert set(distances) == {"handover"}
+    distances["handover"].backward()
+    assert encoder.cortex.blocks[0].attn.qkv.weight.grad is None  # type: ignore[union-attr]
+    assert encoder.stem.conv.weight.grad is not None
+
+
+def test_the_published_idea_alone(encoder: SparseFormer) -> None:
+    settings = ObjectiveSettings(handover=0, tokens=0, pooled=0, pooled_cosine=1, warmup=0)
+    student = Student(encoder, settings, Spreads(*(torch.ones(w) for w in (16, 16, 6))), GRID)
+    assert set(student(torch.randn(2, 3, 32, 32), _targets(final=True))) == {"pooled_cosine"}
