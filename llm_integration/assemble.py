@@ -113,7 +113,6 @@ def build_llava(
         vision_feature_layer=-1,
         vision_feature_select_strategy="full",
         tie_word_embeddings=bool(text_config.tie_word_embeddings),
-        pad_token_id=tokenizer.pad_token_id,
         dtype=llm.dtype,
     )
     with torch.device("meta"):
