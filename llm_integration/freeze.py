@@ -39,7 +39,7 @@ def prepare_parameters(model: LlavaForConditionalGeneration, settings: TrainSett
             bias="none",
             task_type="CAUSAL_LM",
         )
-        wrapped = get_peft_model(model, config)  # type: ignore[arg-type]
+        wrapped = get_peft_model(model, config)
     else:
         for name, parameter in model.named_parameters():
             part = part_of(name)

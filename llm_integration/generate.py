@@ -177,7 +177,7 @@ def answer(
         ValueError: if a picture or the model cannot be read.
     """
     chat = model if isinstance(model, Chat) else load_chat(model)
-    pictures = [] if image is None else image if isinstance(image, (list, tuple)) else [image]
+    pictures: list[Any] = [] if image is None else [*image] if isinstance(image, (list, tuple)) else [image]
     return chat.reply([build_message(question, [open_picture(p) for p in pictures])], max_new_tokens).text
 
 

@@ -47,9 +47,10 @@ def load_llava(
     """
     config = load_llava_config(directory)
     check_projector(Path(directory), config)
-    model, report = LlavaForConditionalGeneration.from_pretrained(
+    loaded: Any = LlavaForConditionalGeneration.from_pretrained(
         str(directory), dtype=dtype or "auto", output_loading_info=True, local_files_only=True, **options
     )
+    model, report = loaded
     missing = sorted(report["missing_keys"])
     tower = [name for name in missing if "vision_tower" in name]
     if tower:
@@ -72,7 +73,8 @@ def check_projector(directory: Path, config: LlavaConfig) -> None:
         ValueError: if it does not.
     """
     layers = config.vision_feature_layer
-    width = config.vision_config.hidden_size * (1 if isinstance(layers, int) else len(layers))
+    vision: Any = config.vision_config
+    width = vision.hidden_size * (1 if isinstance(layers, int) else len(layers))
     found = find_shape(directory, "multi_modal_projector.linear_1.weight")
     if found is not None and found[1] != width:
         raise ValueError(
@@ -104,7 +106,8 @@ def check_processor(processor: LlavaProcessor, config: LlavaConfig, source: str 
             f"{source}: wrong tokenizer: it gives {processor.image_token!r} the id {image_id}, the model "
             f"expects {config.image_token_id}; use the tokenizer that lies beside the model"
         )
-    rows = config.text_config.vocab_size
+    text: Any = config.text_config
+    rows = text.vocab_size
     if len(tokenizer) > rows:
         raise ValueError(
             f"{source}: wrong tokenizer: it knows {len(tokenizer)} tokens, the language model {rows}"

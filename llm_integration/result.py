@@ -75,7 +75,7 @@ def save_result(
     }
     with atomic_directory(out, owned=(*OWNED, ADAPTER)) as folder:
         if adapter:
-            model.save_pretrained(str(folder / ADAPTER), state_dict=dict(tensors))
+            model.save_pretrained(str(folder / ADAPTER), state_dict=dict(tensors))  # type: ignore[operator]
         else:
             trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
             kept = {name: tensors[name].contiguous().cpu() for name in trained if name in tensors}
@@ -129,7 +129,7 @@ def load_model(
                 f"{folder} holds adapters; make a plain model of it before it is trained again: "
                 f"python -m llm_integration.export --run {folder} --out DIR"
             )
-        merged: Any = PeftModel.from_pretrained(model, str(folder / ADAPTER)).merge_and_unload()  # type: ignore[arg-type]
+        merged: Any = PeftModel.from_pretrained(model, str(folder / ADAPTER)).merge_and_unload()
         return merged
     for path in sorted(folder.glob("trained*.safetensors")):
         apply_weights(model, load_state_dict_from_file(path), path)

@@ -141,7 +141,8 @@ def swap(
         model.model.multi_modal_projector = build_projector(config).to(model.dtype)
         said = f"projector re-initialised, align it before use: {reason}"
     config.image_seq_length = tower.config.num_tokens - int(drops_first)
-    model.model.vision_tower = tower.to(model.dtype)
+    placed: Any = tower
+    model.model.vision_tower = placed.to(model.dtype)
     processor = build_processor(
         encoder.transform.config,
         stock.tokenizer,

@@ -74,7 +74,8 @@ class ChatTrainer(Trainer):
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """AdamW over the groups of :func:`llm_integration.freeze.build_groups`."""
         if self.optimizer is None:
-            groups = build_groups(model or self.model, self.settings)
+            target: Any = model or self.model
+            groups = build_groups(target, self.settings)
             self.optimizer = torch.optim.AdamW(groups, lr=self.settings.optim.learning_rate)
         return self.optimizer
 
@@ -89,7 +90,7 @@ class ChatTrainer(Trainer):
         target.load_state_dict(stored.state_dict(), strict=True)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int] | None:
-        dataset = train_dataset if train_dataset is not None else self.train_dataset
+        dataset: Any = train_dataset if train_dataset is not None else self.train_dataset
         if self.settings.data.group == "none":
             return super()._get_train_sampler(dataset)
         return GroupedSampler(
