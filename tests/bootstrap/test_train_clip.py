@@ -208,9 +208,8 @@ def test_bad_recipes_end_with_one_sentence(tmp_path: Path, capsys: pytest.Captur
 def test_the_recipe_in_configs_describes_the_shipped_weights():
     shipped = json.loads((ASSETS / "open_clip_config.json").read_text())
     assert shipped == json.loads(json.dumps(open_clip_config(ClipModelConfig())))
-    for name in ("clip", "clip_more"):
-        path = ROOT / "configs" / "scenes" / f"{name}.yaml"
-        assert build_settings(TrainClipConfig, yaml.safe_load(path.read_text())).model == ClipModelConfig()
+    path = ROOT / "configs" / "scenes" / "clip.yaml"
+    assert build_settings(TrainClipConfig, yaml.safe_load(path.read_text())).model == ClipModelConfig()
     assert sum(path.stat().st_size for path in ASSETS.iterdir()) <= 15_000_000
 
 
