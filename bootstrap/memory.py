@@ -1,4 +1,4 @@
-"""Keep freed memory in the process: half of a CPU training step can go into page faults."""
+"""Keep freed memory in the process, so that a CPU training step does not go into page faults."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ def keep_freed_memory() -> bool:
     """Tell glibc to reuse freed memory instead of handing it back to the system.
 
     A training step allocates and frees the same large tensors over and over. By default each one is mapped
-    anew and every page of it is faulted in and zeroed; on two cores that cost as much as the arithmetic
-    (``docs/bootstrap.md``). For applications only: it changes the whole process.
+    anew and every page of it is faulted in and zeroed; that can cost as much as the
+    arithmetic. For applications only: it changes the whole process.
 
     Returns:
         Whether it could be done: it needs glibc.
