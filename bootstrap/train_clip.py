@@ -30,6 +30,7 @@ from torch import nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from bootstrap.memory import keep_freed_memory
 from bootstrap.scenes.clip_eval import class_embeddings, zero_shot_accuracy
 from bootstrap.scenes.clip_model import (
     WEIGHTS,
@@ -297,6 +298,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("config", type=Path)
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     given = parser.parse_args(arguments)
+    keep_freed_memory()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     logging.getLogger().setLevel(logging.WARNING)
     log.setLevel(logging.INFO)
