@@ -2,27 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import platform
 import subprocess
-from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 _PACKAGES = ("sparse-vlm", "torch", "timm", "open_clip_torch", "transformers", "deepspeed", "numpy", "Pillow")
-
-
-def hash_weights(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 over names, shapes and fp32 values: the same for the same weights in any file format."""
-    state = hashlib.sha256()
-    for name in sorted(tensors):
-        value = tensors[name].detach().float().cpu().contiguous()
-        state.update(f"{name}{tuple(value.shape)}".encode())
-        state.update(value.numpy().tobytes())
-    return state.hexdigest()
 
 
 def describe_commit() -> str:

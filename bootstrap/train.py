@@ -18,6 +18,7 @@ import yaml
 
 from sparse_vlm.checkpoint import build_encoder, load_encoder
 from sparse_vlm.encoder import SparseFormer
+from sparse_vlm.fingerprint import hash_tower
 from sparse_vlm.inherit import InheritPlan, freeze
 from sparse_vlm.settings import settings_to_dict
 
@@ -29,7 +30,7 @@ from .log import RunLog
 from .loop import Run, run_loop
 from .memory import keep_freed_memory
 from .optim import WeightAverage, averaged, build_optimiser
-from .provenance import describe_commit, describe_device, describe_versions, hash_weights
+from .provenance import describe_commit, describe_device, describe_versions
 from .state import list_checkpoints, load_spreads, load_state, save_state, write_json
 from .student import Spreads, Student
 from .targets import LiveTargets, StoredTargets, TargetSource, measure_spreads
@@ -78,7 +79,7 @@ class _Bootstrap:
         torch.manual_seed(config.seed)
         dtype = torch.bfloat16 if config.teacher.precision == "bf16" else torch.float32
         self.teacher = load_teacher(config.teacher.name, config.teacher.weights, engine.device, dtype)
-        self.teacher_hash = hash_weights(self.teacher.vision_state_dict())
+        self.teacher_hash = hash_tower(self.teacher.vision_state_dict())
         student = config.student
         self.plan = InheritPlan.thirds(self.teacher.spec.depth, student.drop, student.tune, student.freeze)
         self.stream = self._open_stream(engine.rank, engine.world_size)
@@ -242,7 +243,7 @@ class _Bootstrap:
             "teacher": {
                 "name": config.teacher.name,
                 "library": self.teacher.spec.library,
-                "sha256": self.teacher_hash,
+                "tower_sha256": self.teacher_hash,
                 "depth": self.teacher.spec.depth,
             },
             "blocks": {"drop": self.plan.drop, "tune": self.plan.tune, "freeze": self.plan.freeze},

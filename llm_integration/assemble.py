@@ -31,8 +31,8 @@ from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 from sparse_vlm import SparseFormer, load_encoder
 from sparse_vlm.atomic import atomic_directory
 from sparse_vlm.checkpoint import load_provenance
+from sparse_vlm.fingerprint import hash_tensors
 
-from .fingerprint import hash_tensors
 from .hf import build_vision_model
 from .processor import build_processor
 from .templates import CHATML_TOKENS, IMAGE_MARK, TEMPLATES, build_template

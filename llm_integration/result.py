@@ -24,9 +24,9 @@ from torch import Tensor, nn
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from sparse_vlm.atomic import atomic_directory
+from sparse_vlm.fingerprint import hash_tensors
 
 from .assemble import OWNED
-from .fingerprint import hash_tensors
 from .freeze import TOWER
 from .load import load_checked_processor, load_llava, load_llava_config, read_json
 

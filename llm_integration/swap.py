@@ -22,9 +22,9 @@ from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 from sparse_vlm import load_encoder
 from sparse_vlm.checkpoint import load_provenance
+from sparse_vlm.fingerprint import hash_tower
 
 from .assemble import build_projector, save_llava
-from .fingerprint import hash_tensors
 from .hf import build_vision_model
 from .load import load_llava_config
 from .processor import build_processor
@@ -38,12 +38,12 @@ def explain_kinship(provenance: Mapping[str, Any], tower: Mapping[str, Tensor]) 
 
     Args:
         provenance: of the encoder. Its ``teacher`` is a name, or a mapping with ``name`` (and, optionally,
-            ``tower_sha256`` as :func:`llm_integration.fingerprint.hash_tensors` computes it).
+            ``tower_sha256`` as :func:`sparse_vlm.fingerprint.hash_tower` computes it).
         tower: the tower's state dict.
     """
     teacher = provenance.get("teacher")
     if isinstance(teacher, Mapping):
-        if teacher.get("tower_sha256") == hash_tensors(tower):
+        if teacher.get("tower_sha256") == hash_tower(tower):
             return True, "the encoder's provenance holds this tower's hash"
         teacher = teacher.get("name")
     if not isinstance(teacher, str):

@@ -14,7 +14,6 @@ an unbiased variance), for the same weights.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import pickle
 import sys
 from collections.abc import Mapping, Sequence
@@ -26,6 +25,7 @@ from torch import Tensor
 
 from .config import SparseFormerConfig
 from .encoder import SparseFormer
+from .fingerprint import hash_file
 from .presets import PRESETS, load_preset
 
 # Newest official name -> ours, outside the units. A name stands for its weight and bias.
@@ -236,7 +236,7 @@ def convert(checkpoint: Path, directory: Path, preset: str | None = None) -> tup
         provenance={
             "made_by": "sparse_vlm.convert",
             "checkpoint": checkpoint.name,
-            "checkpoint_sha256": _digest(checkpoint),
+            "checkpoint_sha256": hash_file(checkpoint),
             "checkpoint_names": next(words for name, words in _STYLES.items() if name in tensors),
             "preset": preset,
         },
@@ -328,14 +328,6 @@ def _with_count_of(renamed: Mapping[str, Tensor], config: SparseFormerConfig) ->
     if rois is None or rois.ndim != 2 or rois.shape[0] < 1:
         return config
     return config.replace(num_latents=rois.shape[0])
-
-
-def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _build_on_meta(config: SparseFormerConfig) -> SparseFormer:

@@ -14,7 +14,7 @@ ALLOWED = {
     "sparse_vlm": set[str](),
     "bootstrap": {"sparse_vlm"},
     "llm_integration": {"sparse_vlm"},
-    "eval": {"llm_integration", "sparse_vlm"},
+    "eval": {"bootstrap", "llm_integration", "sparse_vlm"},
 }
 OURS = {*ALLOWED, "tests", "configs"}
 THIRD_PARTY_OF_THE_LIBRARY = {"torch", "numpy", "PIL", "safetensors"}
@@ -74,7 +74,7 @@ def test_imports_point_down() -> None:
         ("bootstrap", "async def late():\n    from eval.engine import run", "eval.engine"),
         ("llm_integration", "import bootstrap.teacher as teacher", "bootstrap.teacher"),
         ("llm_integration", "import eval", "eval"),
-        ("eval", "__import__('bootstrap')", "bootstrap"),
+        ("bootstrap", "__import__('eval')", "eval"),
         ("eval", "import tests.conftest", "tests.conftest"),
     ],
 )
@@ -95,7 +95,11 @@ def test_a_planted_violation_is_found(tmp_path: Path, package: str, code: str, f
             "import torch.nn, numpy, json\nfrom PIL import Image\nfrom ..rois import x\nfrom . import y",
         ),
         ("bootstrap", "import timm\nfrom sparse_vlm import load_encoder\nfrom bootstrap.data import folder"),
-        ("eval", "from llm_integration.generate import generate\nimport sparse_vlm"),
+        (
+            "eval",
+            "from llm_integration.generate import generate\nfrom bootstrap.teacher import load_teacher\n"
+            "import sparse_vlm",
+        ),
     ],
 )
 def test_what_is_allowed_passes(tmp_path: Path, package: str, code: str) -> None:

@@ -25,6 +25,7 @@ from llm_integration.assemble import OWNED
 from llm_integration.load import load_checked_processor, load_llava
 from llm_integration.swap import main, swap
 from sparse_vlm import SparseFormerConfig, TransformConfig
+from sparse_vlm.fingerprint import hash_tower
 
 
 @pytest.fixture(scope="module")
@@ -89,11 +90,9 @@ def test_a_stranger_gets_a_new_projector(
 def test_the_towers_own_child_keeps_the_projector(
     clip_llava: tuple[Path, Path], tiny_encoder_config: SparseFormerConfig, tmp_path: Path, form: str
 ) -> None:
-    from llm_integration.fingerprint import hash_tensors
-
     llava, clip = clip_llava
     before = load_llava(llava)
-    digest = hash_tensors(before.model.vision_tower.state_dict())
+    digest = hash_tower(before.model.vision_tower.state_dict())
     teacher = f"hf:{clip}" if form == "name" else {"name": "hf:gone", "tower_sha256": digest}
     said = swap(llava, _encoder(tiny_encoder_config, tmp_path / "enc", teacher), tmp_path / "out")
     assert said.startswith("projector kept, reading layer -2")

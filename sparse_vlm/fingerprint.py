@@ -1,0 +1,52 @@
+"""Hashes of weights: how one directory refers to weights that another one holds."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+# Libraries keep one and the same tower under these names; what else a checkpoint holds is not the tower.
+_PREFIXES = ("model.vision_tower.", "vision_tower.", "vision_model.")
+_NOT_THE_TOWER = ("text_model.", "text_projection.", "visual_projection.", "logit_scale", "logit_bias")
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, dtypes, shapes and bytes, in the order of the names: these very tensors."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def hash_tower(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of a vision tower, equal for every file that holds it.
+
+    A tower has the same hash alone, inside a CLIP and inside a LLaVA, in fp32 and in fp16: prefixes are
+    taken off, text sides, projections and position counters are left out, and values are compared in fp16.
+
+    Args:
+        tensors: State dict of a model whose picture side it is, under the names of one library.
+    """
+    tower: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        bare = name
+        for prefix in _PREFIXES:
+            bare = bare.removeprefix(prefix)
+        if not bare.startswith(_NOT_THE_TOWER) and not bare.endswith("position_ids"):
+            tower[bare] = tensor.detach().half()
+    return hash_tensors(tower)
