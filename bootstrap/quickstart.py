@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -39,6 +41,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--config", default=_CONFIG, help=f"bootstrap settings (default {_CONFIG})")
     parser.add_argument("--train", type=int, default=_TRAIN_SCENES, help="unlabelled scenes to write")
     parser.add_argument("--heldout", type=int, default=_HELDOUT_SCENES, help="held-out scenes to write")
+    parser.add_argument(
+        "--processes",
+        type=int,
+        default=min(2, os.cpu_count() or 1),
+        help="processes that share the training (default 2, or 1 on a single core)",
+    )
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="settings on top of the file")
     options = parser.parse_args(arguments)
     keep_freed_memory()
@@ -46,7 +54,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         config = read_config(options.config, tuple(options.overrides))
         _write_scenes(config, options.train, options.heldout)
-        directory = bootstrap(config)
+        directory = _train(config, options.config, options.overrides, options.processes)
         rows, figures = _compare(config, directory)
         minutes = (time.time() - started) / 60
         page = Path(config.out) / "report.html"
@@ -83,6 +91,28 @@ def _write_scenes(config: BootstrapConfig, train: int, heldout: int) -> None:
     )
     if failed:
         raise ValueError(f"the scenes could not be written to {folder}")
+
+
+def _train(config: BootstrapConfig, path: str, overrides: list[str], processes: int) -> Path:
+    """Bootstrap, in several processes of one thread each: small steps leave threads idle."""
+    if processes == 1:
+        return bootstrap(config)
+    if processes < 1 or config.batch_size % processes:
+        raise ValueError(
+            f"--processes {processes} does not divide batch_size={config.batch_size}: choose another number"
+        )
+    threads = max(1, (os.cpu_count() or 1) // processes)
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    share = f"batch_size={config.batch_size // processes}"
+    done = subprocess.run(
+        [sys.executable, *launcher, "-m", "bootstrap.train", path, *overrides, share],
+        # The warning that the log level silences is about the warm-up, which trains a part of the weights.
+        env={**os.environ, "OMP_NUM_THREADS": str(threads), "TORCH_CPP_LOG_LEVEL": "ERROR"},
+        check=False,
+    )
+    if done.returncode:
+        raise ValueError(f"training ended with exit status {done.returncode}; its last words are above")
+    return Path(config.out) / "encoder"
 
 
 def _compare(config: BootstrapConfig, directory: Path) -> tuple[list[list[str]], dict[str, Any]]:

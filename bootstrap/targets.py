@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -150,9 +152,14 @@ class StoredTargets:
         path = self.folder / name
         size = int(np.prod(shape)) * np.dtype(dtype).itemsize
         if not path.exists():
-            # A sparse file: rows that are never asked for take no room.
-            with path.open("wb") as file:
+            # A sparse file: rows that are never asked for take no room. It appears with its full size, and
+            # where several processes make it, one of them wins.
+            part = path.with_name(f"{name}.{os.getpid()}.part")
+            with part.open("wb") as file:
                 file.truncate(size)
+            with suppress(FileExistsError):
+                os.link(part, path)
+            part.unlink()
         if path.stat().st_size != size:
             raise ValueError(f"{path} has {path.stat().st_size} bytes, expected {size}: delete {self.folder}")
         return np.memmap(path, dtype=dtype, mode="r+", shape=shape)
