@@ -279,12 +279,12 @@ def match_answers(
         repeated=tuple(repeated),
         empty=tuple(key for key, text in answers.items() if not text.strip()),
         long=tuple(key for key, text in answers.items() if len(text) > LONG_ANSWER),
-        foreign=tuple(key for key, text in answers.items() if _has_foreign_letters(text)),
+        foreign=tuple(key for key, text in answers.items() if has_foreign_letters(text)),
         damaged=file.damaged,
     )
 
 
-def _has_foreign_letters(text: str) -> bool:
+def has_foreign_letters(text: str) -> bool:
     if text.isascii():
         return False
     return any(

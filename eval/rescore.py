@@ -55,12 +55,30 @@ def rescore(
     """
     examples = task.load_examples(questions, annotations, images)
     matched = match_answers(examples, load_answers(answers), task.record_keys)
+    return score_answers(task, examples, matched, str(answers), allow_missing)
+
+
+def score_answers(
+    task: Task, examples: Sequence[Example], matched: Matched, source: str, allow_missing: bool = False
+) -> Rescored:
+    """Scores answers that have found their questions.
+
+    Args:
+        task: The benchmark.
+        examples: The questions that were asked.
+        matched: Their answers.
+        source: Where the answers are, for messages.
+        allow_missing: Score the answered questions only, instead of refusing holes.
+
+    Raises:
+        InputError: If answers are missing.
+    """
     if matched.missing and not allow_missing:
         asked = sum(not example.optional for example in examples)
         damaged = f"; not whole: {name_some(matched.damaged)}" if matched.damaged else ""
         unknown = f"; {len(matched.unknown)} answers are to other questions" if matched.unknown else ""
         raise InputError(
-            f"{len(matched.missing)} of {asked} questions have no answer in {answers} "
+            f"{len(matched.missing)} of {asked} questions have no answer in {source} "
             f"({name_some([k.replace(chr(10), ' ') for k in matched.missing])}){damaged}{unknown}. "
             "Answer them, or pass --allow-missing to score the answered ones only."
         )

@@ -1,0 +1,193 @@
+"""Runs a model over a benchmark and scores its answers.
+
+python -m eval.run configs/eval/pope.yaml model=DIR key.sub=value ...
+torchrun --nproc-per-node 8 -m eval.run configs/eval/pope.yaml model=DIR
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from eval.answers import InputError, name_some, read_text
+from eval.compare import SCORES
+from eval.config import RunSettings, load_settings
+from eval.engine import (
+    SKIPPED,
+    AnswerStore,
+    Model,
+    ask_all,
+    build_asks,
+    choose_device,
+    count_visual_tokens,
+    match_own,
+)
+from eval.model import load_answerer
+from eval.provenance import describe_origin
+from eval.rescore import Rescored, format_report, score_answers, to_json
+from eval.task import Task, find_missing_pictures
+from eval.tasks import load_task
+from sparse_vlm.atomic import write_atomic
+from sparse_vlm.settings import settings_to_dict
+
+CONFIG = "config.json"
+# What may differ when a run is taken up again: nothing an answer depends on.
+_FREE = ("batch", "device", "max_bad_pictures")
+
+
+def run(settings: RunSettings, words: Sequence[str] = (), model: Model | None = None) -> Rescored | None:
+    """Runs a model over a benchmark, or goes on with a run that was cut short.
+
+    Args:
+        settings: What to run.
+        words: The command line, for the provenance.
+        model: A loaded model, in place of `settings.model`, which then only names it.
+
+    Returns:
+        Figures and coverage; None on all processes but the first.
+
+    Raises:
+        InputError: If files, settings or an earlier run in the same folder do not fit.
+    """
+    task = load_task(settings.task.name)
+    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    out, device = settings.out, choose_device(settings.device)
+    files = settings.task
+    examples = task.load_examples(files.questions, files.annotations)[: settings.limit]
+    asks = build_asks(task, examples, settings.protocol, settings.floor, settings.seed)
+    needs_pictures = any(ask.image is not None for ask in asks)
+    if needs_pictures and files.images is None:
+        raise InputError(f"{task.name} asks about pictures: name their folder as task.images.")
+    if files.images is not None and not settings.max_bad_pictures and needs_pictures:
+        missing = find_missing_pictures(examples, files.images)
+        if missing:
+            raise InputError(
+                f"{len(missing)} pictures of {task.name} are not in {files.images} "
+                f"({name_some(missing)}); max_bad_pictures=N leaves out up to N of them."
+            )
+    store = AnswerStore(out, rank)
+    with _group(world) as barrier:
+        if rank == 0:
+            claim(out, settings)
+            cut = store.repair()
+            if cut:
+                print(f"{cut} unfinished line(s) cut off; asked again", file=sys.stderr)
+        barrier()
+        if not store.finished:
+            answerer = model or load_answerer(
+                settings.model, settings.max_new_tokens, settings.precision, device
+            )
+            ask_all(
+                answerer,
+                str(settings.model),
+                asks,
+                files.images,
+                store,
+                settings.batch,
+                settings.max_bad_pictures,
+                (rank, world),
+                rank == 0,
+            )
+            barrier()
+            if rank == 0:
+                store.finish(asks)
+    if rank:
+        return None
+    skipped = (out / SKIPPED).is_file()
+    outcome = score_answers(task, examples, match_own(asks, out), str(out), allow_missing=skipped)
+    _write_scores(task, settings, outcome, words, device)
+    return outcome
+
+
+def claim(out: Path, settings: RunSettings) -> None:
+    """Makes the run's folder with its settings, or sees that they are those of the run in it.
+
+    Raises:
+        InputError: If they are not; names the keys.
+    """
+    ours = json.loads(json.dumps(settings_to_dict(settings), default=str))
+    path = out / CONFIG
+    if path.is_file():
+        theirs = json.loads(read_text(path))
+        changed = [key for key in ours if key not in _FREE and theirs.get(key) != ours[key]]
+        if changed:
+            what = ", ".join(f"{key}: {theirs.get(key)!r} there, {ours[key]!r} here" for key in changed)
+            raise InputError(
+                f"{out} holds a run with other settings ({what}); name another folder with out=…."
+            )
+        return
+    if out.is_dir() and any(out.iterdir()):
+        raise InputError(f"{out} is not empty and holds no run; name another folder with out=….")
+    out.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, json.dumps(ours, indent=1))
+
+
+def _write_scores(
+    task: Task, settings: RunSettings, outcome: Rescored, words: Sequence[str], device: Any
+) -> None:
+    plain = json.loads(json.dumps(settings_to_dict(settings), default=str))
+    names = ("questions", "annotations", "images")
+    files = {name: plain["task"][name] for name in names}
+    content = {
+        **to_json(outcome, files),
+        "protocol": settings.protocol,
+        "model": str(settings.model),
+        "floor": None if settings.floor == "none" else settings.floor,
+        "visual_tokens": count_visual_tokens(settings.out),
+        "provenance": describe_origin("eval.run", words, plain, device),
+    }
+    write_atomic(settings.out / SCORES, json.dumps(content, indent=1, ensure_ascii=False))
+    made = task.submission(outcome.examples, outcome.matched.answers)
+    if made is not None:
+        suffix, submission = made
+        write_atomic(settings.out / f"submission{suffix}", submission)
+
+
+@contextmanager
+def _group(world: int) -> Iterator[Callable[[], Any]]:
+    """A barrier between the processes that a launcher started; nothing where there is one."""
+    if world == 1:
+        yield lambda: None
+        return
+    own = not dist.is_initialized()
+    if own:
+        dist.init_process_group("gloo", timeout=timedelta(hours=12))
+    try:
+        yield dist.barrier
+    finally:
+        if own:
+            dist.destroy_process_group()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns its exit status."""
+    parser = argparse.ArgumentParser(prog="python -m eval.run", description=__doc__.split("\n")[0])
+    parser.add_argument("config", type=Path, help="YAML file, for instance one of configs/eval/")
+    parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="settings on top of the file")
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    options = parser.parse_args(words)
+    try:
+        settings = load_settings(options.config, options.overrides)
+        outcome = run(settings, words)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if outcome is not None:
+        floor = "" if settings.floor == "none" else f", floor: {settings.floor}"
+        print(f"{outcome.task.name}, {settings.protocol} prompts{floor}: {settings.model}")
+        print(format_report(outcome))
+        print(f"visual tokens a question: {count_visual_tokens(settings.out):.1f}; run: {settings.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

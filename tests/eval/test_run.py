@@ -1,0 +1,247 @@
+"""The engine: batches, kills, several processes, floors, bad pictures, and the command."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from eval.answers import InputError
+from eval.compare import main as compare
+from eval.config import BenchmarkSettings, RunSettings, load_settings
+from eval.engine import AnswerStore, exchange_pictures
+from eval.model import Answer, Answerer
+from eval.rescore import main as rescore
+from eval.run import main, run
+from llm_integration.generate import answer as answer_one
+from llm_integration.generate import load_chat
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class Parrot:
+    """Answers every question with what it was shown, and remembers its batches."""
+
+    def __init__(self, fail_after: int | None = None) -> None:
+        self.batches: list[list[str]] = []
+        self.fail_after = fail_after
+
+    def answer(self, prompts: Sequence[str], pictures: Sequence[Image.Image | None]) -> list[Answer]:
+        if self.fail_after is not None and len(self.batches) == self.fail_after:
+            raise KeyboardInterrupt
+        self.batches.append(list(prompts))
+        return [Answer("no" if p is None else f"yes {p.width}", 9 * (p is not None), 2) for p in pictures]
+
+
+@pytest.fixture
+def settings(quiz: Path, tmp_path: Path) -> Callable[..., RunSettings]:
+    def build(**changes: Any) -> RunSettings:
+        files = BenchmarkSettings("easy_vqa", questions=quiz / "questions.json", images=quiz / "images")
+        return RunSettings(
+            **{"model": Path("m"), "task": files, "out": tmp_path / "run", "batch": 4} | changes
+        )
+
+    return build
+
+
+def lines(folder: Path, name: str = "answers.jsonl") -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / name).read_text().splitlines()]
+
+
+def test_every_question_is_asked_once_and_scored(settings: Callable[..., RunSettings]) -> None:
+    parrot = Parrot()
+    outcome = run(settings(), ["words"], parrot)
+    assert [len(batch) for batch in parrot.batches] == [4, 4, 2]
+    assert parrot.batches[0][0] == "is it number 0?\nAnswer the question using a single word or phrase."
+    rows = lines(settings().out)
+    assert [row["question_id"] for row in rows] == list(range(10))
+    assert rows[1] == {
+        "question_id": 1,
+        "key": "1",
+        "image": "1.png",
+        "prompt": parrot.batches[0][1],
+        "text": "yes 49",
+        "model_id": "m",
+        "visual_tokens": 9,
+        "new_tokens": 2,
+    }
+    scores = json.loads((settings().out / "scores.json").read_text())
+    assert scores["figures"]["accuracy"]["n"] == 10
+    assert (scores["floor"], scores["visual_tokens"], scores["protocol"]) == (None, 9.0, "llava-1.5")
+    assert scores["provenance"]["command"] == "python -m eval.run words"
+    assert len(scores["provenance"]["config_sha256"]) == 64
+    assert outcome is not None
+    assert outcome.figures["accuracy"].value == scores["figures"]["accuracy"]["value"] == 0.0
+    again = Parrot()
+    run(settings(), [], again)
+    assert again.batches == []  # a finished run is not asked again
+
+
+def test_an_interrupted_run_goes_on_without_hole_or_duplicate(settings: Callable[..., RunSettings]) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run(settings(), [], Parrot(fail_after=1))
+    part = settings().out / "answers.part-0000.jsonl"
+    with part.open("a") as file:
+        file.write('{"key": "4", "te')  # a line that was being written
+    parrot = Parrot()
+    run(settings(batch=3), [], parrot)
+    assert [len(batch) for batch in parrot.batches] == [3, 3]
+    assert [row["key"] for row in lines(settings().out)] == [str(n) for n in range(10)]
+    assert list(settings().out.glob("*.part-*")) == []
+
+
+def test_answers_that_do_not_fit_the_questions_are_refused(settings: Callable[..., RunSettings]) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run(settings(), [], Parrot(fail_after=1))
+    AnswerStore(settings().out, 3).write([{"key": "1", "text": "twice"}])
+    with pytest.raises(InputError, match="1 duplicates and 0 holes"):
+        run(settings(), [], Parrot())
+
+
+def test_other_settings_in_the_same_folder_are_refused(settings: Callable[..., RunSettings]) -> None:
+    run(settings(), [], Parrot())
+    with pytest.raises(InputError, match="max_new_tokens: 16 there, 9 here"):
+        run(settings(max_new_tokens=9), [], Parrot())
+    (settings().out / "config.json").unlink()
+    with pytest.raises(InputError, match="is not empty and holds no run"):
+        run(settings(), [], Parrot())
+
+
+def test_floors(settings: Callable[..., RunSettings], tmp_path: Path) -> None:
+    run(settings(floor="no-image"), [], Parrot())
+    assert {row["text"] for row in lines(settings().out)} == {"no"}
+    assert json.loads((settings().out / "scores.json").read_text())["floor"] == "no-image"
+    out = tmp_path / "other"
+    run(settings(floor="random-picture", out=out), [], Parrot())
+    own = {row["key"]: f"{int(row['key']) % 4}.png" for row in lines(out)}
+    assert all(row["image"] != own[row["key"]] for row in lines(out))
+    assert {row["image"] for row in lines(out)} == {f"{n}.png" for n in range(4)}
+
+
+def test_exchanged_pictures_depend_on_the_seed_only() -> None:
+    images = [f"{n}.png" for n in range(9)] * 2 + [None]
+    first = exchange_pictures(images, 0)
+    assert first == exchange_pictures(images, 0) != exchange_pictures(images, 1)
+    assert first[-1] is None
+    assert all(a != b for a, b in zip(images[:-1], first[:-1], strict=True))
+    with pytest.raises(InputError, match="at least two pictures"):
+        exchange_pictures(["a.png", "a.png"], 0)
+
+
+def test_bad_pictures_are_named_and_left_out_of_the_figures(
+    settings: Callable[..., RunSettings], quiz: Path
+) -> None:
+    (quiz / "images" / "2.png").write_bytes(b"no picture")
+    with pytest.raises(InputError, match=r"1 pictures cannot be used \(.*2\.png is no picture"):
+        run(settings(), [], Parrot())
+    (quiz / "images" / "1.png").unlink()
+    with pytest.raises(InputError, match=r"1 pictures of easy_vqa are not in .* \(1\.png\)"):
+        run(settings(), [], Parrot())
+    outcome = run(settings(max_bad_pictures=5), [], Parrot())
+    assert outcome is not None
+    assert outcome.figures["accuracy"].n == 5
+    assert outcome.matched.missing == ("1", "2", "5", "6", "9")
+    assert [row["key"] for row in lines(settings().out, "skipped.jsonl")] == ["1", "2", "5", "6", "9"]
+    with pytest.raises(InputError, match="max_bad_pictures=4 are allowed"):
+        run(settings(max_bad_pictures=4, out=settings().out.parent / "b"), [], Parrot())
+
+
+def test_limit_needs_the_pictures_of_its_questions_only(
+    settings: Callable[..., RunSettings], quiz: Path
+) -> None:
+    (quiz / "images" / "3.png").unlink()
+    outcome = run(settings(limit=3), [], Parrot())
+    assert outcome is not None
+    assert outcome.figures["accuracy"].n == 3
+
+
+def test_a_batch_answers_as_one_question_does(llava_dir: Path, quiz: Path) -> None:
+    chat = load_chat(llava_dir, "cpu")
+    prompts = ["is it red?", "what colour is the big square on the left of the table?", "why"]
+    pictures = [Image.open(quiz / "images" / "0.png"), None, Image.open(quiz / "images" / "3.png")]
+    answers = Answerer(chat, 8).answer(prompts, pictures)
+    for prompt, picture, given in zip(prompts, pictures, answers, strict=True):
+        assert given.text == answer_one(picture, prompt, chat, 8)
+        assert given.visual_tokens == (0 if picture is None else 9)
+        assert 1 <= given.new_tokens <= 8
+
+
+def command(quiz: Path, llava_dir: Path, out: Path) -> tuple[Path, list[str]]:
+    config = quiz / "run.yaml"
+    config.write_text(
+        f"model: {llava_dir}\nout: {out}\nbatch: 2\nmax_new_tokens: 4\ntask:\n  name: easy_vqa\n"
+        f"  questions: {quiz / 'questions.json'}\n  images: {quiz / 'images'}\n"
+    )
+    return config, [sys.executable, "-m", "eval.run", str(config)]
+
+
+def test_the_command_survives_sigkill(quiz: Path, llava_dir: Path, tmp_path: Path) -> None:
+    out = tmp_path / "killed"
+    config, words = command(quiz, llava_dir, out)
+    part = out / "answers.part-0000.jsonl"
+    process = subprocess.Popen([*words, "batch=1"], cwd=ROOT, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not (part.is_file() and part.read_bytes().count(b"\n") >= 2):
+        assert process.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert main([str(config)]) == 0
+    assert main([str(config), f"out={tmp_path / 'whole'}"]) == 0
+    assert lines(out) == lines(tmp_path / "whole")
+    assert compare([str(out), str(tmp_path / "whole")]) == 0
+    stored = ["--questions", str(quiz / "questions.json"), "--answers", str(out / "answers.jsonl")]
+    assert rescore(["--task", "easy_vqa", *stored]) == 0
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_same_file(quiz: Path, llava_dir: Path, tmp_path: Path) -> None:
+    config, _ = command(quiz, llava_dir, tmp_path / "one")
+    assert main([str(config)]) == 0
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    subprocess.run(
+        [sys.executable, *launcher, "-m", "eval.run", str(config), f"out={tmp_path / 'two'}"],
+        cwd=ROOT,
+        check=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+    )
+    assert lines(tmp_path / "one") == lines(tmp_path / "two")
+
+
+def test_errors_are_one_sentence(
+    quiz: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], llava_dir: Path
+) -> None:
+    config, _ = command(quiz, llava_dir, tmp_path / "run")
+    for words, said in (
+        (["nothing.yaml"], "The settings file nothing.yaml does not exist."),
+        ([str(config), "task.name=popo"], "did you mean 'pope'?"),
+        ([str(config), "floor=blind"], "floor"),
+        ([str(config), "btch=3"], "batch"),
+        ([str(config), f"model={tmp_path}"], "there is no model directory"),
+        ([str(config), "protocol=lmms-eval"], "has no prompt protocol 'lmms-eval'"),
+        ([str(config), "task.images=null"], "name their folder as task.images"),
+    ):
+        assert main(words) == 2
+        error = capsys.readouterr().err
+        assert said in error
+        assert "Traceback" not in error
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs" / "eval").glob("*.yaml")), ids=lambda p: p.stem)
+def test_shipped_settings_name_their_benchmark(path: Path) -> None:
+    if path.stem.startswith("pareto"):
+        pytest.skip("settings of eval.pareto")
+    made = load_settings(path, ["model=somewhere"])
+    assert made.task.name == path.stem
+    assert str(made.out) == f"runs/eval/{path.stem}"
