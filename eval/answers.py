@@ -285,6 +285,7 @@ def match_answers(
 
 
 def has_foreign_letters(text: str) -> bool:
+    """Whether a text has letters of another script than Latin."""
     if text.isascii():
         return False
     return any(
