@@ -13,7 +13,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -28,11 +28,12 @@ from transformers import (
 )
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
-from sparse_vlm import SparseFormer, load_encoder
+from sparse_vlm import SparseFormer, TransformConfig, load_encoder
 from sparse_vlm.atomic import atomic_directory
 from sparse_vlm.checkpoint import load_provenance
 from sparse_vlm.fingerprint import hash_tensors
 
+from .clip_vision import count_patches, load_clip_vision
 from .hf import build_vision_model
 from .processor import build_processor
 from .templates import CHATML_TOKENS, IMAGE_MARK, TEMPLATES, build_template
@@ -73,6 +74,24 @@ def load_llm(name: str, dtype: torch.dtype | None) -> tuple[PreTrainedModel, Any
     return llm.eval(), AutoTokenizer.from_pretrained(source, local_files_only=local, **extra)
 
 
+class Tower(NamedTuple):
+    """A vision tower, and how LLaVA is to read it.
+
+    Attributes:
+        model: of transformers; width and layers are in its config.
+        tokens: it makes of a picture, the class token included.
+        layer: the hidden state that LLaVA reads; -1 is the last one.
+        drops_first: whether LLaVA leaves out the first token (select strategy "default").
+        transform: from picture to pixels.
+    """
+
+    model: Any
+    tokens: int
+    layer: int
+    drops_first: bool
+    transform: TransformConfig
+
+
 def build_llava(
     encoder: SparseFormer,
     llm: Any,
@@ -93,6 +112,34 @@ def build_llava(
     Raises:
         ValueError: if the parts do not fit each other.
     """
+    model = build_vision_model(encoder, num_tokens, pooling_head=False)
+    tower = Tower(model, model.config.num_tokens, -1, False, encoder.transform.config)
+    return join_parts(tower, llm, tokenizer, template)
+
+
+def build_vit_llava(
+    directory: str | Path, llm: Any, tokenizer: Any, template: str | None = None
+) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
+    """The same with a whole CLIP ViT, read as LLaVA 1.5 does: the patch tokens before the last block.
+
+    Args:
+        directory: see :func:`llm_integration.clip_vision.load_clip_vision`.
+        llm: any causal language model of transformers.
+        tokenizer: its tokenizer; the image token is added to it.
+        template: see :func:`build_llava`.
+
+    Raises:
+        ValueError: if the parts do not fit each other.
+    """
+    model, transform = load_clip_vision(directory)
+    tower = Tower(model, count_patches(model) + 1, -2, True, transform)
+    return join_parts(tower, llm, tokenizer, template)
+
+
+def join_parts(
+    tower: Tower, llm: Any, tokenizer: Any, template: str | None = None
+) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
+    """Tower, a fresh projector and language model as one; see :func:`build_llava`."""
     template = template or ("own" if tokenizer.chat_template else "vicuna_v1")
     jinja = build_template(template, tokenizer.chat_template)
     probe = torch.arange(min(8, int(llm.get_input_embeddings().weight.shape[0])))[None]
@@ -103,15 +150,14 @@ def build_llava(
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
 
-    tower = build_vision_model(encoder, num_tokens, pooling_head=False)
     text_config = llm.config.get_text_config()
     config = LlavaConfig(
-        vision_config=tower.config,
+        vision_config=tower.model.config,
         text_config=text_config,
         image_token_index=image_token,
-        image_seq_length=tower.config.num_tokens,
-        vision_feature_layer=-1,
-        vision_feature_select_strategy="full",
+        image_seq_length=tower.tokens - tower.drops_first,
+        vision_feature_layer=tower.layer,
+        vision_feature_select_strategy="default" if tower.drops_first else "full",
         tie_word_embeddings=bool(text_config.tie_word_embeddings),
         dtype=llm.dtype,
     )
@@ -123,14 +169,14 @@ def build_llava(
             f"transformers would build a {type(model.model.language_model).__name__} from this language "
             f"model's configuration, but its body is a {type(body).__name__}; LLaVA cannot hold it"
         )
-    model.model.vision_tower = tower.to(llm.dtype)
+    model.model.vision_tower = tower.model.to(llm.dtype)
     model.model.multi_modal_projector = build_projector(config).to(llm.dtype)
     model.model.language_model = body
     model.lm_head = llm.get_output_embeddings()
     model.generation_config = build_generation_config(llm, tokenizer, image_token, template)
     model.eval()
     _check_unchanged(model, probe, before)
-    processor = build_processor(encoder.transform.config, tokenizer, tower.config.num_tokens, jinja)
+    processor = build_processor(tower.transform, tokenizer, tower.tokens, jinja, tower.drops_first)
     return model, processor
 
 
@@ -213,32 +259,47 @@ def save_llava(
 
 
 def assemble(
-    encoder_directory: Path,
+    encoder_directory: Path | None,
     llm_name: str,
     out: Path,
     num_tokens: int | None = None,
     template: str | None = None,
     dtype: torch.dtype | None = None,
     seed: int = 0,
+    vit: Path | None = None,
 ) -> None:
-    """Read an encoder directory and a language model, and write a LLaVA directory.
+    """Read an encoder directory (or a whole CLIP ViT) and a language model, and write a LLaVA directory.
 
     Args:
-        encoder_directory: the encoder.
+        encoder_directory: the encoder; None for a ViT.
         llm_name: a local directory, or ``hf:NAME``.
         out: where to write.
         num_tokens: visual tokens per picture; by default the encoder's.
         template: see :func:`build_llava`.
         dtype: precision of the whole; by default the language model's.
         seed: of the projector's initial weights.
+        vit: directory of a CLIP, in the encoder's place.
+
+    Raises:
+        ValueError: if the parts do not fit each other, or not one of encoder and ViT is given.
     """
-    encoder = load_encoder(encoder_directory)
+    if (encoder_directory is None) == (vit is None):
+        raise ValueError("name either an encoder directory or a ViT")
+    if vit is not None and num_tokens is not None:
+        raise ValueError("a ViT makes as many tokens as it has patches; num_tokens is for encoders")
     llm, tokenizer = load_llm(llm_name, dtype)
-    torch.manual_seed(seed)
-    model, processor = build_llava(encoder, llm, tokenizer, num_tokens, template)
-    facts = {
-        "encoder": str(Path(encoder_directory).resolve()),
-        "encoder_provenance": load_provenance(encoder_directory),
+    facts: dict[str, Any] = {}
+    if encoder_directory is not None:
+        encoder = load_encoder(encoder_directory)
+        torch.manual_seed(seed)
+        model, processor = build_llava(encoder, llm, tokenizer, num_tokens, template)
+        facts["encoder"] = str(Path(encoder_directory).resolve())
+        facts["encoder_provenance"] = load_provenance(encoder_directory)
+    elif vit is not None:
+        torch.manual_seed(seed)
+        model, processor = build_vit_llava(vit, llm, tokenizer, template)
+        facts["vit"] = str(vit.resolve())
+    facts |= {
         "llm": llm_name,
         "num_tokens": model.config.image_seq_length,
         "projector": f"initialised, not trained (seed {seed})",
@@ -249,7 +310,11 @@ def assemble(
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m llm_integration.assemble", description=__doc__)
-    parser.add_argument("--encoder", type=Path, required=True, help="encoder directory")
+    eyes = parser.add_mutually_exclusive_group(required=True)
+    eyes.add_argument("--encoder", type=Path, help="encoder directory")
+    eyes.add_argument(
+        "--vit", type=Path, help="directory of a CLIP (transformers or open_clip), for comparison"
+    )
     parser.add_argument("--llm", required=True, help="directory of a causal language model, or hf:NAME")
     parser.add_argument("--out", type=Path, required=True, help="LLaVA directory to write")
     parser.add_argument("--num-tokens", type=int, help="visual tokens per picture (default: the encoder's)")
@@ -266,6 +331,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             options.template,
             DTYPES[options.dtype] if options.dtype else None,
             options.seed,
+            options.vit,
         )
     except (ValueError, OSError) as error:
         parser.exit(1, f"error: {error}\n")
