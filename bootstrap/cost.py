@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 
@@ -22,9 +23,26 @@ def count_gmacs(
         image_size: height and width in pixels.
         device: where the model is.
     """
+    return count_work(lambda: look(torch.zeros(1, 3, *image_size, device=device)))
+
+
+def count_work(work: Callable[[], Any]) -> float:
+    """Billions of multiply-adds in matrix products, convolutions and attention, by PyTorch's counter.
+
+    The counter does not know fused attention on every device, nor `nn.MultiheadAttention`'s fast path: both
+    are switched off while it counts.
+
+    Args:
+        work: what to count, without parameters that require gradients.
+    """
     counter = FlopCounterMode(display=False)
-    with torch.no_grad(), counter:
-        look(torch.zeros(1, 3, *image_size, device=device))
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
+            work()
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
     return counter.get_total_flops() / 2e9
 
 

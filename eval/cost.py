@@ -1,0 +1,151 @@
+"""What a LLaVA costs, and what it would cost with another tower, in the same run.
+
+python -m eval.cost --model sf_l_49 --model sf_l_64 --baseline vit_l_14_336 --llm 7b --count-only
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from eval.answers import InputError
+from eval.costs.clock import Measured, measure
+from eval.costs.count import Counts, count_costs
+from eval.costs.shapes import Subject, build_subject, list_llms, list_towers
+from eval.provenance import describe_origin
+from sparse_vlm.atomic import write_atomic
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns its exit status."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    options = _parser().parse_args(words)
+    try:
+        report = run(options)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    settings = {key: str(value) for key, value in vars(options).items() if key != "json"}
+    device = None if options.count_only else options.device
+    report["provenance"] = describe_origin("eval.cost", words, settings, device)
+    print(format_counts(report))
+    if report["measured"]:
+        print("\n" + format_measured(report))
+    if options.json is not None:
+        append_record(options.json, report)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m eval.cost", description=__doc__.split("\n")[0])
+    parser.add_argument(
+        "--model",
+        action="append",
+        required=True,
+        help=f"{', '.join(list_towers())}, an encoder directory or a LLaVA directory; may be given again",
+    )
+    parser.add_argument("--baseline", default="vit_l_14_336", help="the tower that ratios refer to")
+    parser.add_argument("--llm", default="7b", help=f"{', '.join(list_llms())} (default 7b)")
+    parser.add_argument("--words", type=int, default=64, help="tokens of a question (default 64)")
+    parser.add_argument("--batch", type=int, nargs="+", default=[1], help="questions at once")
+    parser.add_argument("--rounds", type=int, default=7, help="timed rounds (default 7)")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--dtype", choices=list(_DTYPES), default="fp32")
+    parser.add_argument("--compile", action="store_true", help="compile tower and language model")
+    parser.add_argument("--count-only", action="store_true", help="no clock, no weights, no memory")
+    parser.add_argument("--json", type=Path, help="append the record to this file of JSON lines")
+    return parser
+
+
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    """Counts and measures what the options name.
+
+    Raises:
+        InputError: If something cannot be built.
+    """
+    if min(*options.batch, options.rounds, options.words) < 1:
+        raise InputError("--batch, --rounds and --words must be at least 1.")
+    names = list(dict.fromkeys([options.baseline, *options.model]))
+    dtype = _DTYPES[options.dtype]
+    counts: dict[str, Counts] = {}
+    labels: dict[str, str] = {}
+    for name in names:
+        subject = build_subject(name, options.llm, "meta", dtype)
+        counts[name], labels[name] = count_costs(subject, options.words), subject.label
+    measured: list[dict[str, Measured]] = []
+    if not options.count_only:
+        subjects: list[Subject] = [build_subject(name, options.llm, options.device, dtype) for name in names]
+        measured = [
+            measure(subjects, batch, options.words, options.rounds, options.device, options.compile)
+            for batch in options.batch
+        ]
+    return {
+        "llm": options.llm,
+        "words": options.words,
+        "dtype": options.dtype,
+        "baseline": options.baseline,
+        "labels": labels,
+        "counts": {
+            name: {**dataclasses.asdict(count), "total_gmacs": count.total_gmacs}
+            for name, count in counts.items()
+        },
+        "measured": [
+            {name: dataclasses.asdict(timing) for name, timing in part.items()} for part in measured
+        ],
+    }
+
+
+def format_counts(report: dict[str, Any]) -> str:
+    """The table of counts, with the ratio to the baseline."""
+    base = report["counts"][report["baseline"]]
+    lines = [
+        f"One question of {report['words']} tokens about one picture; language model: {report['llm']} Llama; "
+        f"GMACs until the first token; cache in {report['dtype']}.",
+        f"{'':26}{'tokens':>7}{'tower M':>9}{'tower':>9}{'projector':>11}{'prefill':>10}{'total':>10}"
+        f"{'times less':>12}{'cache MB':>10}",
+    ]
+    for name, row in report["counts"].items():
+        lines.append(
+            f"{report['labels'][name]:<26}{row['visual_tokens']:>7}{row['tower_parameters'] / 1e6:>9.0f}"
+            f"{row['tower_gmacs']:>9.1f}{row['projector_gmacs']:>11.1f}{row['prefill_gmacs']:>10.0f}"
+            f"{row['total_gmacs']:>10.0f}{base['total_gmacs'] / row['total_gmacs']:>11.2f}x"
+            f"{row['cache_bytes'] / 1e6:>10.0f}"
+        )
+    return "\n".join(lines)
+
+
+def format_measured(report: dict[str, Any]) -> str:
+    """The table of times: medians, quartiles, and the ratio to the baseline of the same run."""
+    lines = [
+        f"Median seconds, quartiles in brackets; {report['provenance']['device']}, {report['dtype']}.",
+        f"{'':26}{'batch':>6}{'pictures/s':>12}{'first token':>28}{'times less':>12}{'tokens/s':>10}",
+    ]
+    for part in report["measured"]:
+        base = part[report["baseline"]]["first_token"]["median"]
+        for name, row in part.items():
+            first = row["first_token"]
+            spread = f"{first['median']:.4g} [{first['low']:.4g}, {first['high']:.4g}]"
+            lines.append(
+                f"{report['labels'][name]:<26}{row['batch']:>6}{row['batch'] / row['see']['median']:>12.1f}"
+                f"{spread:>28}{base / first['median']:>11.2f}x{row['batch'] / row['decode']['median']:>10.1f}"
+            )
+    return "\n".join(lines)
+
+
+def append_record(path: Path, record: dict[str, Any]) -> None:
+    """Adds a line to a file of JSON lines, in one step."""
+    before = path.read_text(encoding="utf-8") if path.is_file() else ""
+    write_atomic(path, before + json.dumps(record) + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

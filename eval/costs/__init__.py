@@ -1,0 +1,1 @@
+"""What seeing and answering costs: shapes to compare, counts, and clocks."""

@@ -1,0 +1,115 @@
+"""What seeing costs: counts against hand formulas and another counter, caches against theirs, clocks."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from eval.cost import main
+from eval.costs.clock import measure, summarise, take_turns
+from eval.costs.count import cache_bytes, count_costs, prefill_gmacs, vit_gmacs
+from eval.costs.shapes import build_subject, list_llms, list_towers
+
+PUBLISHED = {  # GMACs and millions of parameters, as computed from the published architectures
+    "vit_b_16": (17.6, 86),
+    "vit_l_14": (81.0, 303),
+    "vit_l_14_336": (191.0, 304),
+    "sf_b_49": (3.8, 64),
+    "sf_l_49": (11.3, 212),
+    "sf_l_64": (14.8, 212),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_counts_are_those_of_the_published_towers(name: str) -> None:
+    subject = build_subject(name, "7b", "meta", torch.float16)
+    counts = count_costs(subject, words=64)
+    gmacs, millions = PUBLISHED[name]
+    assert counts.tower_gmacs == pytest.approx(gmacs, rel=0.01)
+    assert counts.tower_parameters / 1e6 == pytest.approx(millions, rel=0.011)  # without the joint space
+    assert counts.visual_tokens == list_towers()[name].tokens
+    text = subject.model.config.text_config
+    assert counts.prefill_gmacs == pytest.approx(prefill_gmacs(text, counts.prompt_tokens), rel=1e-6)
+    assert counts.llm_parameters == pytest.approx(6.74e9, rel=0.01)
+    if name.startswith("vit"):
+        assert counts.tower_gmacs == pytest.approx(vit_gmacs(subject.model.config.vision_config), rel=1e-3)
+
+
+def test_another_counter_agrees() -> None:
+    fvcore = pytest.importorskip("fvcore.nn")
+    subject = build_subject("vit_b_16", "tiny", "cpu", torch.float32)
+    subject.model.set_attn_implementation("eager")  # fvcore does not know fused attention
+    pixels = torch.zeros(1, 3, 224, 224)
+    tower = subject.tower
+    with torch.no_grad():
+        analysis = fvcore.FlopCountAnalysis(tower, pixels).unsupported_ops_warnings(False)
+        by_operator = analysis.uncalled_modules_warnings(False).by_operator()
+    products = sum(by_operator[name] for name in ("linear", "matmul", "conv") if name in by_operator)
+    assert products / 1e9 == pytest.approx(count_costs(subject, 8).tower_gmacs, rel=0.005)
+
+
+def test_a_cache_is_as_large_as_its_formula_says() -> None:
+    subjects = [build_subject(name, "tiny", "cpu", torch.float32) for name in ("sf_b_49", "vit_b_16")]
+    made = measure(subjects, batch=2, words=5, rounds=2, device="cpu")
+    for subject in subjects:
+        text = subject.model.config.text_config
+        found = made[subject.name]
+        assert found.cache_bytes == 2 * cache_bytes(text, subject.tokens + 5, 4)
+        assert 0 < found.see.median < found.first_token.median
+        assert found.decode.rounds == 2
+        assert found.peak_bytes is None
+
+
+def test_works_take_turns() -> None:
+    calls: list[str] = []
+    timings = take_turns({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 3, "cpu")
+    assert "".join(calls) == "abababab"
+    assert timings["a"].rounds == 3
+    assert summarise([4.0, 1.0, 2.0, 3.0, 5.0]).median == 3.0
+
+
+def test_the_command_prints_ratios_and_appends_a_record(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = tmp_path / "cost.jsonl"
+    words = ["--model", "sf_l_49", "--llm", "7b", "--count-only", "--json", str(record)]
+    assert main(words) == 0
+    assert main(words) == 0
+    printed = capsys.readouterr().out
+    assert "5.96x" in printed
+    first, second = (json.loads(line) for line in record.read_text().splitlines())
+    assert first["counts"] == second["counts"]
+    assert first["counts"]["sf_l_49"]["cache_bytes"] == 2 * 32 * 4096 * (49 + 64) * 4
+    assert first["provenance"]["device"] is None
+
+
+def test_unknown_names_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--model", "sf_xl", "--count-only"]) == 2
+    assert "There is no tower 'sf_xl': name one of vit_b_16" in capsys.readouterr().err
+    assert main(["--model", "sf_l_49", "--llm", "70b", "--count-only"]) == 2
+    assert "known are tiny, 0.5b" in capsys.readouterr().err
+    assert set(list_llms()) == {"tiny", "0.5b", "1.5b", "7b", "13b"}
+
+
+def test_an_encoder_directory_and_a_llava_directory(encoder_dir: Path, llava_dir: Path) -> None:
+    of_encoder = count_costs(build_subject(str(encoder_dir), "tiny", "meta", torch.float32), 8)
+    assert of_encoder.visual_tokens == 9
+    of_llava = count_costs(build_subject(str(llava_dir), "tiny", "cpu", torch.float32), 8)
+    assert of_llava.visual_tokens == 9
+    assert of_llava.tower_gmacs == pytest.approx(of_encoder.tower_gmacs, rel=1e-6)
+
+
+def test_a_teachers_fused_attention_is_counted() -> None:
+    from bootstrap.cost import count_gmacs
+    from bootstrap.teacher import load_teacher
+    from llm_integration.clip_vision import load_clip_vision
+
+    shipped = Path(__file__).resolve().parents[2] / "assets" / "scenes_clip"
+    teacher = load_teacher(str(shipped))
+    config = load_clip_vision(shipped)[0].config
+    by_hand = vit_gmacs(config) + config.hidden_size * config.projection_dim / 1e9
+    assert count_gmacs(teacher, teacher.spec.image_size) == pytest.approx(by_hand, rel=1e-3)
+    assert torch.backends.mha.get_fastpath_enabled()
