@@ -43,7 +43,8 @@ class RunSettings:
         model: A LLaVA directory, or the result of instruction tuning.
         task: See `BenchmarkSettings`.
         out: The run's folder.
-        protocol: "llava-1.5" or "lmms-eval": the prompt around the question.
+        protocol: "llava-1.5" or "lmms-eval": the prompt around the question. "bare" is the question alone,
+            for models tuned on the conversations of scenes.
         floor: "none"; "no-image" asks without the picture, "random-picture" with another question's picture.
             What a model reaches there, it does not owe to its eyes.
         batch: Questions a step of one process.

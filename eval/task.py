@@ -13,6 +13,7 @@ from eval.intervals import Figure
 
 LLAVA = "llava-1.5"
 LMMS_EVAL = "lmms-eval"
+BARE = "bare"
 SHORT_ANSWER = "\nAnswer the question using a single word or phrase."
 OPTION_LETTER = "\nAnswer with the option's letter from the given choices directly."
 
@@ -123,6 +124,8 @@ class Task(ABC):
         if protocol not in self.prompts:
             known = " and ".join(repr(name) for name in self.prompts)
             raise InputError(f"{self.name} has no prompt protocol {protocol!r}; it has {known}.")
+        if protocol == BARE:
+            return example.question
         if protocol == LLAVA:
             return self.llava_prompt(example) if example.llava_prompt is None else example.llava_prompt
         return self.lmms_prompt(example)

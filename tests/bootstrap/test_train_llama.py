@@ -31,7 +31,8 @@ def test_the_recipe_trains_and_its_result_loads(tmp_path: Path, capsys: pytest.C
     config = tmp_path / "c.yaml"
     config.write_text(f"out: {tmp_path / 'llama'}\n")
     assert main([str(config), *tiny, *small]) == 0
-    assert json.loads(capsys.readouterr().out)["tokens_seen"] == 4 * 2 * 32
+    result = json.loads((tmp_path / "llama" / "result.json").read_text())
+    assert result["tokens_seen"] == 4 * 2 * 32
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "llama")
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "llama")
     assert model.config.vocab_size == len(tokenizer)
