@@ -86,7 +86,7 @@ PROMPTS = {
     ],
     "daquar": ["Is the GPS on?" + WORD],
     "easy_vqa": ["Is the GPS on?" + WORD],
-    "scenes": ["Is the GPS on?" + WORD],
+    "scenes": ["Is the GPS on?" + WORD, "Is the GPS on?"],
 }
 
 
@@ -472,3 +472,13 @@ def test_easy_vqa(tmp_path: Path) -> None:
         100,
     ]
     assert task.record_keys(AnswerRecord(2, "x")) == ("2",)
+
+
+def test_generated_scenes_find_their_pictures(tmp_path: Path) -> None:
+    from bootstrap.scenes.write import write_split
+
+    write_split(tmp_path / "heldout", "heldout", 2, seed=0, size=32)
+    folder = tmp_path / "heldout"
+    files = folder / "questions.json", folder / "annotations.json", folder / "images"
+    examples = load_task("scenes").load_examples(*files)
+    assert {example.image for example in examples} == {"000000.png", "000001.png"}
