@@ -1,0 +1,1 @@
+"""The encoder alone, without a language model: classification, neighbours, probe, retrieval, agreement."""

@@ -1,0 +1,93 @@
+"""Embeddings of many pictures, made once: in batches, with a bar, bad pictures named, kept if wanted."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save
+from torch import Tensor
+from tqdm import tqdm
+
+from bootstrap.data.decode import BadPictureError
+from eval.answers import InputError, name_some
+from eval.encoder.looks import Look
+from eval.encoder.pictures import Pictures
+from sparse_vlm.atomic import write_atomic
+
+
+@dataclass(frozen=True)
+class Features:
+    """Embeddings of the pictures that could be read.
+
+    Attributes:
+        values: (n, E) fp32, not normalised.
+        places: Place of each among the pictures.
+        bad: Names of the pictures that could not be read, with the reason.
+    """
+
+    values: Tensor
+    places: tuple[int, ...]
+    bad: tuple[str, ...] = ()
+
+
+def extract(
+    look: Look, pictures: Pictures, batch: int = 64, cache: Path | None = None, max_bad: int = 100
+) -> Features:
+    """Embeds pictures, or reads what an earlier call with the same look and pictures has kept.
+
+    Args:
+        look: Who looks.
+        pictures: At what.
+        batch: Pictures at once.
+        cache: Folder to keep embeddings in; None keeps none.
+        max_bad: So many pictures may be unreadable; one more ends it.
+
+    Raises:
+        InputError: If too many pictures are bad, or none is good.
+    """
+    key = hashlib.sha256(
+        json.dumps([look.stamp, pictures.source, pictures.stamp, pictures.names]).encode()
+    ).hexdigest()
+    path = None if cache is None else cache / f"{key[:32]}.safetensors"
+    if path is not None and path.is_file():
+        return _read(path)
+    values: list[Tensor] = []
+    places: list[int] = []
+    bad: list[str] = []
+    with tqdm(total=len(pictures.names), unit="picture", desc=Path(look.name).name, disable=None) as bar:
+        for start in range(0, len(pictures.names), batch):
+            pixels = []
+            for place in range(start, min(start + batch, len(pictures.names))):
+                try:
+                    pixels.append(look.prepare(pictures.read(place)))
+                except BadPictureError as error:
+                    bad.append(f"{pictures.names[place]}: {error}")
+                    if len(bad) > max_bad:
+                        raise InputError(
+                            f"{len(bad)} pictures of {pictures.source} cannot be read "
+                            f"({name_some(bad, 3)}); {max_bad} are allowed."
+                        ) from None
+                    continue
+                places.append(place)
+            if pixels:
+                values.append(look.embed(torch.stack(pixels)))
+            bar.update(min(batch, len(pictures.names) - start))
+    if not values:
+        raise InputError(f"No picture of {pictures.source} can be read ({name_some(bad, 3)}).")
+    features = Features(torch.cat(values), tuple(places), tuple(bad))
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tensors = {"values": features.values.contiguous(), "places": torch.tensor(features.places)}
+        write_atomic(path, save(tensors, metadata={"bad": json.dumps(features.bad), "look": look.name}))
+    return features
+
+
+def _read(path: Path) -> Features:
+    with safe_open(path, "pt") as file:
+        bad = tuple(json.loads(file.metadata()["bad"]))
+        return Features(file.get_tensor("values"), tuple(file.get_tensor("places").tolist()), bad)

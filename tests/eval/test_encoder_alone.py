@@ -1,0 +1,310 @@
+"""The encoder alone: every command on small files, every rule against a plain one."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from safetensors.torch import load_file
+
+from bootstrap.scenes.__main__ import main as write_scenes
+from eval.agreement import main as agreement
+from eval.answers import InputError
+from eval.encoder.classify import build_classifier, load_classes, rank_classes
+from eval.encoder.features import extract
+from eval.encoder.looks import load_encoder_look, load_teacher_look
+from eval.encoder.neighbours import vote
+from eval.encoder.open_clip_route import replace_visual
+from eval.encoder.pictures import load_captioned, load_pictures
+from eval.encoder.recall import recall
+from eval.knn import main as knn
+from eval.probe import main as probe
+from eval.retrieval import main as retrieval
+from eval.zeroshot import main as zeroshot
+from sparse_vlm import build_encoder, load_encoder
+from sparse_vlm.config import SparseFormerConfig
+from sparse_vlm.transform import TransformConfig
+
+ROOT = Path(__file__).resolve().parents[2]
+TEACHER = ROOT / "assets" / "scenes_clip"
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("world") / "scenes"
+    assert write_scenes(["--out", str(folder), "--train", "24", "--heldout", "20"]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained encoder in the teacher's joint space."""
+    config = SparseFormerConfig(
+        stem_channels=8, num_latents=8, focusing_width=16, focusing_heads=2, focusing_mlp_width=32,
+        focusing_repeats=2, num_points=4, mixing_points=4, generator_width=8, handover_generator_width=8,
+        width=32, depth=2, heads=2, mlp_width=48, output_width=128,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    transform = TransformConfig(image_size=96, mean=(0.5,) * 3, std=(0.25,) * 3)
+    directory = tmp_path_factory.mktemp("student") / "encoder"
+    build_encoder(config, transform).save(directory, {"teacher": "none"})
+    return directory
+
+
+def in_class_folders(source: Path, out: Path) -> Path:
+    """The generator's pictures, a folder a colour."""
+    table = json.loads((source / "labels.json").read_text())
+    for name, label in table["labels"].items():
+        folder = out / table["classes"][label].split()[0]
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes((source / "images" / name).read_bytes())
+    return out
+
+
+def test_zero_shot_side_by_side(scenes: Path, student: Path, tmp_path: Path, capsys: Any) -> None:
+    out = tmp_path / "z.json"
+    heldout = scenes / "heldout"
+    words = ["--encoder", str(student), "--teacher", str(TEACHER), "--pictures", str(heldout / "images")]
+    words += ["--labels", str(heldout / "labels.json"), "--classes", str(TEACHER / "zeroshot.json")]
+    assert zeroshot([*words, "--json", str(out), "--cache", str(tmp_path / "kept")]) == 0
+    printed = capsys.readouterr().out
+    assert "zero-shot, 64 classes, 4 templates" in printed
+    made = json.loads(out.read_text())
+    assert made["figures"]["teacher"]["top1"]["n"] == 20
+    top1, top5 = (made["figures"]["teacher"][name]["value"] for name in ("top1", "top5"))
+    assert 0 < top1 <= top5
+    assert made["differences"]["top1"]["first"] == top1
+    assert len(list((tmp_path / "kept").iterdir())) == 2
+    assert zeroshot([*words, "--cache", str(tmp_path / "kept")]) == 0
+    # The bootstrap's own evaluation of the same teacher gives the same figure.
+    from bootstrap.config import HeldoutSettings
+    from bootstrap.evaluate import HeldOut
+    from bootstrap.teacher import load_teacher
+
+    settings = HeldoutSettings(
+        source=str(heldout / "images"),
+        truth=str(heldout / "labels.json"),
+        classes=str(TEACHER / "zeroshot.json"),
+    )
+    own = HeldOut(settings, load_teacher(str(TEACHER))).score(load_encoder(student))
+    assert 100 * own["teacher_top1"] == pytest.approx(top1)
+    assert 100 * own["top1"] == pytest.approx(made["figures"]["encoder"]["top1"]["value"])
+
+
+def test_open_clips_own_zero_shot_code_gives_the_same(scenes: Path, student: Path) -> None:
+    open_clip = pytest.importorskip("open_clip")
+    model, _, _ = open_clip.create_model_and_transforms(f"local-dir:{TEACHER}")
+    model = replace_visual(model.eval(), load_encoder(student).eval())
+    names, templates = load_classes(str(TEACHER / "zeroshot.json"))
+    tokenizer = open_clip.get_tokenizer(f"local-dir:{TEACHER}")
+    theirs = open_clip.build_zero_shot_classifier(
+        model, tokenizer, names, [lambda name, t=t: t.replace("{}", name) for t in templates]
+    )
+    _, teacher = load_teacher_look(str(TEACHER))
+    ours = build_classifier(names, templates, teacher.encode_text)
+    assert torch.allclose(theirs.T, ours, atol=1e-5)
+    look = load_encoder_look(student)
+    pictures = load_pictures(scenes / "heldout" / "images").first(5)
+    pixels = torch.stack([look.prepare(pictures.read(place)) for place in range(5)])
+    with torch.no_grad():
+        logits = F.normalize(model.encode_image(pixels), dim=-1) @ theirs
+    assert torch.allclose(logits, rank_classes(look.embed(pixels), ours), atol=1e-5)
+    narrow = build_encoder(load_encoder(student).config.replace(output_width=64))
+    with pytest.raises(InputError, match="joint space has width 128, the encoder's 64"):
+        replace_visual(model, narrow)
+
+
+def test_neighbours_and_probe(scenes: Path, student: Path, tmp_path: Path, capsys: Any) -> None:
+    train = in_class_folders(scenes / "train", tmp_path / "train")
+    test = in_class_folders(scenes / "train", tmp_path / "test")
+    words = ["--encoder", str(student), "--teacher", str(TEACHER), "--train", str(train), "--test", str(test)]
+    assert knn([*words, "--k", "1", "--json", str(tmp_path / "k.json")]) == 0
+    made = json.loads((tmp_path / "k.json").read_text())
+    assert made["figures"]["teacher"]["top1"]["value"] == 100.0  # each picture is its own nearest neighbour
+    assert probe([*words, "--json", str(tmp_path / "p.json")]) == 0
+    made = json.loads((tmp_path / "p.json").read_text())
+    assert made["figures"]["teacher"]["top1"]["value"] > 60  # colours are what this teacher knows
+    assert made["notes"][0].startswith("teacher: C = ")
+    capsys.readouterr()
+    assert knn([*words[:-2], "--test", str(train)]) == 2
+    assert "are the same folder" in capsys.readouterr().err
+
+
+def test_the_vote_is_dinos() -> None:
+    generator = torch.Generator().manual_seed(0)
+    train, test = torch.randn(30, 6, generator=generator), torch.randn(7, 6, generator=generator)
+    labels = torch.randint(0, 4, (30,), generator=generator)
+    made = vote(train, labels, test, k=5, temperature=0.1, chunk=3)
+    for row in range(7):
+        cosines = [
+            (float(F.cosine_similarity(test[row], train[i], dim=0)), int(labels[i])) for i in range(30)
+        ]
+        votes = [0.0] * 4
+        for cosine, label in sorted(cosines, reverse=True)[:5]:
+            votes[label] += math.exp(cosine / 0.1)
+        assert made[row].tolist() == pytest.approx(votes, rel=1e-4)
+
+
+def test_recall_is_that_of_a_plain_search() -> None:
+    generator = torch.Generator().manual_seed(1)
+    images, texts = torch.randn(9, 5, generator=generator), torch.randn(21, 5, generator=generator)
+    owners = [place % 9 for place in range(21)]
+    made = recall(images, texts, owners, (1, 3, 50))
+    for k in (1, 3):
+        for text in range(21):
+            near = sorted(range(9), key=lambda i: -float(F.cosine_similarity(texts[text], images[i], dim=0)))
+            assert made[f"text_to_image@{k}"][text] == int(owners[text] in near[:k])
+        for image in range(9):
+            near = sorted(
+                range(21), key=lambda t: -float(F.cosine_similarity(images[image], texts[t], dim=0))
+            )
+            assert made[f"image_to_text@{k}"][image] == int(image in [owners[t] for t in near[:k]])
+    assert set(made["text_to_image@50"]) == {1}
+
+
+def test_retrieval_and_agreement(scenes: Path, student: Path, tmp_path: Path, capsys: Any) -> None:
+    heldout = scenes / "heldout"
+    both = ["--encoder", str(student), "--teacher", str(TEACHER)]
+    files = ["--annotations", str(heldout / "captions.json"), "--images", str(heldout / "images")]
+    assert retrieval([*both, *files, "--json", str(tmp_path / "r.json")]) == 0
+    made = json.loads((tmp_path / "r.json").read_text())["figures"]["teacher"]
+    assert made["image_to_text@10"]["value"] > made["image_to_text@1"]["value"] > 5
+    pictures = ["--pictures", str(heldout / "images"), "--classes", str(TEACHER / "zeroshot.json")]
+    assert agreement([*both, *pictures, "--json", str(tmp_path / "a.json")]) == 0
+    made = json.loads((tmp_path / "a.json").read_text())["figures"]["encoder"]
+    assert set(made) == {"same_picture", "same_class", "cosine"}
+    capsys.readouterr()
+    assert retrieval([*both, *files, "--limit", "3"]) == 0
+    assert "3 pictures" in capsys.readouterr().out
+
+
+def karpathy(tmp_path: Path) -> Path:
+    images = [
+        {
+            "filepath": "val2014",
+            "filename": f"{n}.png",
+            "split": "test" if n else "train",
+            "sentences": [{"raw": f"a {n} "}, {"raw": "b"}],
+        }
+        for n in range(3)
+    ]
+    (tmp_path / "val2014").mkdir()
+    for n in range(3):
+        Image.new("RGB", (9, 9)).save(tmp_path / "val2014" / f"{n}.png")
+    path = tmp_path / "dataset_coco.json"
+    path.write_text(json.dumps({"images": images, "dataset": "coco"}))
+    return path
+
+
+def test_karpathys_files(tmp_path: Path) -> None:
+    path = karpathy(tmp_path)
+    made = load_captioned(path, tmp_path)
+    assert made.pictures.names == ("val2014/1.png", "val2014/2.png")
+    assert made.captions == ("a 1", "b", "a 2", "b")
+    assert made.owners == (0, 0, 1, 1)
+    with pytest.raises(InputError, match="has no split 'val'; it has test, train"):
+        load_captioned(path, tmp_path, "val")
+    (tmp_path / "val2014" / "2.png").unlink()
+    with pytest.raises(InputError, match=r"1 pictures of .* are not in .*2\.png"):
+        load_captioned(path, tmp_path)
+
+
+@pytest.mark.parametrize("hundred", [False, True])
+def test_cifars_binary_version(tmp_path: Path, hundred: bool) -> None:
+    folder = tmp_path / ("cifar-100-binary" if hundred else "cifar-10-batches-bin")
+    folder.mkdir()
+    pixels = np.zeros((3, 32, 32), np.uint8)
+    pixels[0, 3, 5] = 200  # red, row 3, column 5
+    head = [9, 1] if hundred else [1]
+    (folder / ("test.bin" if hundred else "test_batch.bin")).write_bytes(bytes(head) + pixels.tobytes())
+    (folder / ("fine_label_names.txt" if hundred else "batches.meta.txt")).write_text("apple\nbear\n\n")
+    made = load_pictures(tmp_path)
+    assert (made.labels, made.classes) == ((1,), ("apple", "bear"))
+    assert made.read(0).getpixel((5, 3)) == (200, 0, 0)
+    (folder / ("test.bin" if hundred else "test_batch.bin")).write_bytes(b"123")
+    with pytest.raises(InputError, match="no whole number of CIFAR records"):
+        load_pictures(tmp_path)
+
+
+def test_cifars_pickle_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "test_batch").write_bytes(b"")
+    with pytest.raises(InputError, match="is a pickle; take the binary version"):
+        load_pictures(tmp_path)
+
+
+def test_labels_from_names_and_even_limits(tmp_path: Path) -> None:
+    for name in ("0_a.png", "0_b.png", "0_c.png", "7_a.png", "7_b.png"):
+        Image.new("RGB", (4, 4)).save(tmp_path / name)
+    made = load_pictures(tmp_path)
+    assert made.labels == (0, 0, 0, 7, 7)
+    assert made.first(4).names == ("0_a.png", "0_b.png", "7_a.png", "7_b.png")
+    assert made.first(2).labels == (0, 7)
+
+
+def test_bad_pictures_are_skipped_named_and_limited(tmp_path: Path, student: Path) -> None:
+    for n in range(4):
+        Image.new("RGB", (8, 8), (n * 50, 0, 0)).save(tmp_path / f"{n}.png")
+    (tmp_path / "1.png").write_bytes(b"broken")
+    look = load_encoder_look(student)
+    made = extract(look, load_pictures(tmp_path), batch=3)
+    assert made.places == (0, 2, 3)
+    assert made.bad[0].startswith("1.png: ")
+    with pytest.raises(InputError, match=r"1 pictures of .* cannot be read"):
+        extract(look, load_pictures(tmp_path), max_bad=0)
+
+
+def test_the_cache_knows_its_pictures_and_its_look(tmp_path: Path, student: Path) -> None:
+    folder, kept = tmp_path / "p", tmp_path / "kept"
+    folder.mkdir()
+    Image.new("RGB", (8, 8)).save(folder / "a.png")
+    look = load_encoder_look(student)
+    first = extract(look, load_pictures(folder), cache=kept)
+    assert torch.equal(extract(look, load_pictures(folder), cache=kept).values, first.values)
+    Image.new("RGB", (9, 9), (255, 0, 0)).save(folder / "a.png")
+    assert not torch.equal(extract(look, load_pictures(folder), cache=kept).values, first.values)
+    extract(load_encoder_look(student, 4), load_pictures(folder), cache=kept)
+    assert len(list(kept.iterdir())) == 3
+
+
+def test_errors_are_one_sentence(scenes: Path, student: Path, tmp_path: Path, capsys: Any) -> None:
+    images = str(scenes / "heldout" / "images")
+    for words, said in (
+        (["--teacher", str(tmp_path), "--pictures", images], "cannot be loaded"),
+        (["--teacher", str(TEACHER), "--pictures", images], "Name the classes"),
+        (["--teacher", str(TEACHER), "--pictures", str(tmp_path)], "holds no pictures"),
+        (
+            ["--teacher", str(TEACHER), "--pictures", images, "--classes", str(TEACHER / "zeroshot.json")],
+            "Nothing says what the pictures",
+        ),
+    ):
+        assert zeroshot(words) == 2
+        error = capsys.readouterr().err
+        assert said in error
+        assert "Traceback" not in error
+
+
+def test_imagenets_names_and_templates() -> None:
+    pytest.importorskip("open_clip")
+    names, templates = load_classes("imagenet")
+    assert (len(names), len(templates)) == (1000, 80)
+    assert names[207].lower() == "golden retriever"
+    assert "a photo of a {}." in templates
+
+
+@pytest.mark.real_data
+def test_a_real_clip_space(real_data: Path) -> None:
+    """OpenAI's CLIP ViT-B/32: 500 pictures against stored text rows, 90 % zero-shot."""
+    space = load_file(real_data / "clip_b32_space" / "clip_b32.safetensors")
+    names = sorted(space)
+    image = next(space[name] for name in names if "image" in name and space[name].ndim == 2)
+    labels = next(space[name] for name in names if "label" in name).long()
+    assert image.shape[0] == labels.shape[0] == 500
+    texts = next(space[name] for name in names if "text" in name and space[name].ndim == 2)
+    assert texts.shape[1] == image.shape[1]
