@@ -1,9 +1,10 @@
-"""Trains the small Llama of the embedded default on the words of scenes, without a picture.
+"""Trains the small Llama of the embedded default: to talk about scenes, and to look an answer up.
 
     python -m bootstrap.train_llama configs/scenes/llama.yaml [key=value ...]
 
-It learns how questions about scenes are asked and what kind of answer follows, not what is in a picture.
-The result is a directory that `AutoModelForCausalLM` and `AutoTokenizer` load without a network.
+It never sees a picture. In a picture's place stand symbols (`bootstrap.scenes.symbols`), which are thrown
+away afterwards; a vision tower takes their place. The result is a directory that `AutoModelForCausalLM` and
+`AutoTokenizer` load without a network.
 """
 
 from __future__ import annotations
@@ -11,13 +12,14 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import random
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import count, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import yaml
@@ -28,7 +30,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PreTr
 
 from bootstrap.memory import keep_freed_memory
 from bootstrap.scenes.questions import AnswerBalance, ask
-from bootstrap.scenes.scene import build_scene
+from bootstrap.scenes.scene import Scene, build_scene
+from bootstrap.scenes.symbols import SymbolicEye, describe_cells
 from bootstrap.scenes.text import chat_record
 from sparse_vlm.atomic import atomic_directory, write_atomic
 from sparse_vlm.settings import build_settings, settings_to_dict
@@ -70,7 +73,9 @@ class TrainLlamaConfig:
         tokenizer_scenes: Scenes whose words the tokenizer is trained on.
         steps: Updates.
         batch_size: Sequences an update.
-        length: Tokens a sequence.
+        grids: Sides of the grid of symbols; each step draws one.
+        blind: Share of conversations without symbols.
+        question_weight: Of the questions' tokens in the loss; an answer's token counts one.
         lr: Peak learning rate.
         weight_decay: On matrices.
         warmup_steps: Until the peak.
@@ -85,7 +90,9 @@ class TrainLlamaConfig:
     tokenizer_scenes: int = 2000
     steps: int = 900
     batch_size: int = 32
-    length: int = 192
+    grids: tuple[int, ...] = (7, 7, 7, 9)
+    blind: float = 0.1
+    question_weight: float = 0.2
     lr: float = 3e-3
     weight_decay: float = 0.05
     warmup_steps: int = 50
@@ -93,25 +100,33 @@ class TrainLlamaConfig:
     model: LlamaShape = field(default_factory=LlamaShape)
 
     def __post_init__(self) -> None:
-        if min(self.steps, self.batch_size, self.length, self.tokenizer_scenes, self.final_scenes) < 1:
-            raise ValueError(
-                "steps, batch_size, length, tokenizer_scenes and final_scenes must be at least 1"
-            )
+        if min(self.steps, self.batch_size, self.tokenizer_scenes, self.final_scenes, *self.grids) < 1:
+            raise ValueError("steps, batch_size, grids, tokenizer_scenes and final_scenes must be at least 1")
+        if not 0 <= self.blind < 1 or self.question_weight < 0:
+            raise ValueError("blind must be in [0, 1) and question_weight at least 0")
         if self.model.width % self.model.heads or self.model.heads % self.model.key_value_heads:
             raise ValueError("model: heads must divide width, and key_value_heads must divide heads")
 
 
-def conversations(seed: int, first: int, split: str = "train") -> Iterator[str]:
-    """One scene's conversation after another, as the chat template puts it, pictures left out."""
+Turns = list[tuple[str, str]]
+
+
+def talks(seed: int, first: int, split: str = "train") -> Iterator[tuple[Scene, Turns]]:
+    """One scene after another with its questions and answers; the description stands anywhere among them."""
     balance = AnswerBalance()
     for index in count(first):
         scene = build_scene(seed, index, split)
         asked = [(question.text, question.answer) for question in ask(scene, balance)]
-        words = []
-        for turn in chat_record(scene, "", asked)["conversations"]:
-            said = turn["value"].replace("<image>\n", "").replace("\n<image>", "")
-            words.append(f"USER: {said} " if turn["from"] == "human" else f"ASSISTANT: {said}{END}")
-        yield "".join(words)
+        said = [turn["value"] for turn in chat_record(scene, "", asked)["conversations"]]
+        turns = list(zip(said[::2], said[1::2], strict=True))
+        turns[0] = (turns[0][0].replace("<image>\n", ""), turns[0][1])
+        random.Random(f"{seed}/{split}/{index}").shuffle(turns)
+        yield scene, turns
+
+
+def spell(turns: Turns) -> str:
+    """A conversation as the chat template puts it, without a picture."""
+    return "".join(f"USER: {asked} ASSISTANT: {said}{END}" for asked, said in turns)
 
 
 def build_tokenizer(config: TrainLlamaConfig) -> PreTrainedTokenizerFast:
@@ -127,17 +142,78 @@ def build_tokenizer(config: TrainLlamaConfig) -> PreTrainedTokenizerFast:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    texts = islice(conversations(config.data_seed, config.first_scene), config.tokenizer_scenes)
+    scenes = islice(talks(config.data_seed, config.first_scene), config.tokenizer_scenes)
+    texts = (spell(turns) for _, turns in scenes)
     tokenizer.train_from_iterator((text.replace(END, " ") for text in texts), trainer)
     made = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END, pad_token="<pad>")
     made.chat_template = TEMPLATE
     return made
 
 
-def token_stream(config: TrainLlamaConfig, tokenizer: Any) -> Iterator[int]:
-    """Tokens of one conversation after another, without end."""
-    for text in conversations(config.data_seed, config.first_scene):
-        yield from tokenizer(text)["input_ids"]
+class Batch(NamedTuple):
+    """Conversations, padded on the right.
+
+    Attributes:
+        ids: (B, T) tokens; the padding token where a symbol stands.
+        weights: (B, T) of each token as a target.
+        symbols: (B, T) whether a symbol stands there.
+        kinds: (number of pictures, cells, 4), see `describe_cells`.
+        numbers: (number of pictures, cells, 5).
+    """
+
+    ids: torch.Tensor
+    weights: torch.Tensor
+    symbols: torch.Tensor
+    kinds: torch.Tensor
+    numbers: torch.Tensor
+
+
+def build_batch(
+    scenes: Sequence[tuple[Scene, Turns]], tokenizer: Any, side: int, sighted: Sequence[bool], weight: float
+) -> Batch:
+    """Puts conversations into tokens, the symbols where LLaVA puts the picture: before the first question."""
+    rows: list[list[int]] = []
+    marks: list[list[float]] = []
+    cells = side * side
+    for (_, turns), sees in zip(scenes, sighted, strict=True):
+        ids: list[int] = []
+        weights: list[float] = []
+        for place, (asked, said) in enumerate(turns):
+            pieces = [f"USER: {asked} ASSISTANT:"]
+            if sees and place == 0:
+                pieces = ["USER: ", f"\n{asked} ASSISTANT:"]
+                ids = tokenizer(pieces[0])["input_ids"] + [tokenizer.pad_token_id] * cells
+                weights = [0.0] * len(ids)
+            question = tokenizer(pieces[-1])["input_ids"]
+            answer = tokenizer(f" {said}{END}")["input_ids"]
+            ids += question + answer
+            weights += [weight] * len(question) + [1.0] * len(answer)
+        rows.append(ids)
+        marks.append(weights)
+    longest = max(map(len, rows))
+    start = len(tokenizer("USER: ")["input_ids"])
+    symbols = torch.zeros(len(rows), longest, dtype=torch.bool)
+    symbols[torch.tensor(list(sighted)), start : start + cells] = True
+    seen = [describe_cells(scene, side) for (scene, _), sees in zip(scenes, sighted, strict=True) if sees]
+    return Batch(
+        torch.tensor([row + [tokenizer.pad_token_id] * (longest - len(row)) for row in rows]),
+        torch.tensor([row + [0.0] * (longest - len(row)) for row in marks]),
+        symbols,
+        torch.stack([kinds for kinds, _ in seen]) if seen else torch.zeros(0, cells, 4, dtype=torch.long),
+        torch.stack([numbers for _, numbers in seen]) if seen else torch.zeros(0, cells, 5),
+    )
+
+
+def compute_loss(model: Any, eye: SymbolicEye, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weighted mean loss, and the share of answer tokens that are the likeliest."""
+    embeddings = model.get_input_embeddings()(batch.ids)
+    embeddings = embeddings.masked_scatter(batch.symbols[..., None], eye(batch.kinds, batch.numbers))
+    logits = model(inputs_embeds=embeddings).logits[:, :-1]
+    targets, weights = batch.ids[:, 1:], batch.weights[:, 1:]
+    losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view_as(targets)
+    answers = weights == 1.0
+    right = (logits.argmax(-1) == targets)[answers].float().mean()
+    return (losses * weights).sum() / weights.sum(), right
 
 
 def build_model(config: TrainLlamaConfig, tokenizer: Any) -> Any:
@@ -162,12 +238,12 @@ def build_model(config: TrainLlamaConfig, tokenizer: Any) -> Any:
 
 @torch.no_grad()
 def measure_loss(directory: Path, config: TrainLlamaConfig, scenes: int) -> float:
-    """Mean loss a token of a saved model, on conversations about new scenes."""
+    """Mean loss a token of a saved model, on conversations about new scenes, without symbols."""
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(directory)
     total, tokens = 0.0, 0
-    for text in islice(conversations(config.data_seed, 0, "valid"), scenes):
-        ids = tokenizer(text, return_tensors="pt")["input_ids"]
+    for _, turns in islice(talks(config.data_seed, 0, "valid"), scenes):
+        ids = tokenizer(spell(turns), return_tensors="pt")["input_ids"]
         logits = model(ids).logits[0, :-1]
         total += float(F.cross_entropy(logits, ids[0, 1:], reduction="sum"))
         tokens += ids.shape[1] - 1
@@ -177,30 +253,42 @@ def measure_loss(directory: Path, config: TrainLlamaConfig, scenes: int) -> floa
 def train(config: TrainLlamaConfig) -> dict[str, Any]:
     """Trains, saves, and returns the closing figures."""
     started = time.monotonic()
+    config.out.parent.mkdir(parents=True, exist_ok=True)
     tokenizer = build_tokenizer(config)
     torch.manual_seed(config.seed)
     model = build_model(config, tokenizer).train()
+    eye = SymbolicEye(config.model.width)
+    trained = [*model.parameters(), *eye.parameters()]
     groups = [
-        {"params": [p for p in model.parameters() if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in model.parameters() if p.ndim < 2], "weight_decay": 0.0},
+        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
     ]
     optimiser = torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.95))
-    tokens = token_stream(config, tokenizer)
-    with tqdm(total=config.steps, unit="step", disable=None) as bar:
+    scenes = talks(config.data_seed, config.first_scene)
+    rng = random.Random(config.seed)
+    rights: list[float] = []
+    with (
+        (config.out.parent / f"{config.out.name}.jsonl").open("w", encoding="utf-8") as log,
+        tqdm(total=config.steps, unit="step", disable=None) as bar,
+    ):
         for step in range(config.steps):
-            flat = [next(tokens) for _ in range(config.batch_size * config.length)]
-            ids = torch.tensor(flat).view(config.batch_size, config.length)
+            sighted = [rng.random() >= config.blind for _ in range(config.batch_size)]
+            part = list(islice(scenes, config.batch_size))
+            batch = build_batch(part, tokenizer, rng.choice(config.grids), sighted, config.question_weight)
             scale = min((step + 1) / config.warmup_steps, 0.5 + 0.5 * math.cos(math.pi * step / config.steps))
             for group in optimiser.param_groups:
                 group["lr"] = config.lr * scale
-            loss = F.cross_entropy(model(ids).logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+            loss, right = compute_loss(model, eye, batch)
+            rights = [*rights[-49:], right.item()]
             if step % 20 == 0:
                 if not math.isfinite(loss.item()):
                     raise FloatingPointError(f"The loss is {loss.item()} at step {step}: lower lr.")
-                bar.set_postfix(loss=f"{loss.item():.3f}")
+                bar.set_postfix(loss=f"{loss.item():.3f}", right=f"{sum(rights) / len(rights):.3f}")
+                row = {"step": step, "loss": loss.item(), "answer_tokens_right": sum(rights) / len(rights)}
+                print(json.dumps(row), file=log, flush=True)
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            torch.nn.utils.clip_grad_norm_(trained, 1.0)
             optimiser.step()
             bar.update()
     with atomic_directory(config.out, owned=OWNED) as folder:
@@ -208,7 +296,8 @@ def train(config: TrainLlamaConfig) -> dict[str, Any]:
         tokenizer.save_pretrained(folder)
     result = {
         "parameters": sum(p.numel() for p in model.parameters()),
-        "tokens_seen": config.steps * config.batch_size * config.length,
+        "conversations_seen": config.steps * config.batch_size,
+        "answer_tokens_right": sum(rights) / len(rights),
         "minutes": round((time.monotonic() - started) / 60, 1),
         "loss_on_new_scenes": measure_loss(config.out, config, config.final_scenes),
         "settings": settings_to_dict(config),

@@ -7,10 +7,22 @@ from itertools import islice
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from bootstrap.train_llama import TrainLlamaConfig, conversations, main, measure_loss
+from bootstrap.scenes.scene import build_scene, printed_half_size
+from bootstrap.scenes.symbols import SymbolicEye, describe_cells
+from bootstrap.scenes.vocabulary import COLORS, NUMBERS, SHAPES, WORDS
+from bootstrap.train_llama import (
+    TrainLlamaConfig,
+    build_batch,
+    compute_loss,
+    main,
+    measure_loss,
+    spell,
+    talks,
+)
 from sparse_vlm.settings import build_settings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -18,21 +30,72 @@ SHIPPED = ROOT / "assets" / "scenes_llama"
 
 
 def test_a_conversation_has_words_only_and_is_a_function_of_its_scene() -> None:
-    first, second = islice(conversations(0, 5), 2)
-    assert next(conversations(0, 5)) == first != second
-    assert first.startswith("USER: ")
-    assert "<image>" not in first
-    assert first.count("USER: ") == first.count("ASSISTANT: ") == first.count("</s>")
+    (_, first), (_, second) = islice(talks(0, 5), 2)
+    assert next(talks(0, 5))[1] == first != second
+    words = spell(first)
+    assert words.startswith("USER: ")
+    assert "<image>" not in words
+    assert words.count("USER: ") == words.count("ASSISTANT: ") == words.count("</s>") == len(first)
+
+
+def test_symbols_say_what_stands_where() -> None:
+    side, found = 9, 0
+    for index in range(40):
+        scene = build_scene(0, index, "train")
+        kinds, numbers = describe_cells(scene, side)
+        assert kinds.shape == (side * side, 4)
+        assert numbers.shape == (side * side, 5)
+        front = scene.objects[-1]  # nothing covers it
+        cell = int(front.y * side) * side + int(front.x * side)
+        assert kinds[cell, 0] == 1 + tuple(COLORS).index(front.color)
+        assert kinds[cell, 1] == 1 + SHAPES.index(front.shape)
+        assert numbers[cell, 2:].tolist() == pytest.approx([front.x, front.y, front.radius])
+        beyond = (numbers[:, 0] - numbers[:, 2]).hypot(numbers[:, 1] - numbers[:, 3]) > 0.5
+        assert not kinds[beyond & (kinds[:, 1] > 0)].any()
+        if scene.printed is not None:
+            found += 1
+            cell = int(scene.printed.y * side) * side + int(scene.printed.x * side)
+            assert kinds[cell, 3] == 1 + (*WORDS, *NUMBERS).index(scene.printed.text)
+            width, _ = printed_half_size(scene.printed.text, scene.printed.height)
+            far = (numbers[:, 0] - scene.printed.x).abs() > width + 1 / side
+            assert not kinds[far, 3].any()
+        else:
+            assert not kinds[:, 3].any()
+    assert 20 < found < 40
+
+
+def test_symbols_stand_before_the_first_question_and_only_answers_count_whole() -> None:
+    tokenizer = AutoTokenizer.from_pretrained(SHIPPED)
+    scenes = list(islice(talks(0, 0), 3))
+    batch = build_batch(scenes, tokenizer, 7, (True, False, True), 0.2)
+    assert batch.symbols.sum(dim=1).tolist() == [49, 0, 49]
+    assert batch.kinds.shape == (2, 49, 4)
+    assert not batch.weights[batch.symbols].any()
+    assert (batch.ids[batch.symbols] == tokenizer.pad_token_id).all()
+    for row, (_, turns) in enumerate(scenes):
+        answers = batch.ids[row][batch.weights[row] == 1.0]
+        assert tokenizer.decode(answers) == "".join(f" {said}</s>" for _, said in turns)
+    # Where the symbols stand, the model reads the eye; nowhere else.
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_pretrained(SHIPPED, dtype=torch.float32)
+    eye = SymbolicEye(model.config.hidden_size)
+    loss, right = compute_loss(model, eye, batch)
+    loss.backward()
+    assert 0 <= right <= 1
+    assert all(table.weight.grad.abs().sum() > 0 for table in eye.tables)
+    blind = build_batch(scenes, tokenizer, 7, (False,) * 3, 0.2)
+    assert not blind.symbols.any()
+    assert torch.isfinite(compute_loss(model, eye, blind)[0])
 
 
 def test_the_recipe_trains_and_its_result_loads(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tiny = ["model.width=32", "model.mlp_width=48", "model.depth=1", "model.heads=2", "model.vocabulary=300"]
-    small = ["steps=4", "batch_size=2", "length=32", "tokenizer_scenes=4", "final_scenes=2", "warmup_steps=1"]
+    small = ["steps=4", "batch_size=2", "grids=[3]", "tokenizer_scenes=4", "final_scenes=2", "warmup_steps=1"]
     config = tmp_path / "c.yaml"
     config.write_text(f"out: {tmp_path / 'llama'}\n")
     assert main([str(config), *tiny, *small]) == 0
     result = json.loads((tmp_path / "llama" / "result.json").read_text())
-    assert result["tokens_seen"] == 4 * 2 * 32
+    assert result["conversations_seen"] == 4 * 2
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "llama")
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "llama")
     assert model.config.vocab_size == len(tokenizer)
