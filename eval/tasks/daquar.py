@@ -10,7 +10,7 @@ from pathlib import Path
 from eval.answers import InputError, read_text
 from eval.intervals import Figure, accuracy_figure
 from eval.questions import required
-from eval.task import LLAVA, Example, Judgement, Task, checked
+from eval.task import BARE, LLAVA, Example, Judgement, Task, checked
 
 
 def answer_set(text: str) -> frozenset[str]:
@@ -25,7 +25,7 @@ class Daquar(Task):
     name = "daquar"
     scorer = "exact answer set"
     primary = "accuracy"
-    prompts = (LLAVA,)
+    prompts = (LLAVA, BARE)
 
     def load_examples(
         self, questions: Path | None, annotations: Path | None, images: Path | None = None

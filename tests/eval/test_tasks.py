@@ -84,7 +84,7 @@ PROMPTS = {
         "First please perform reasoning, and think step by step to provide best answer to the following "
         "question: \n\nIs the GPS on?",
     ],
-    "daquar": ["Is the GPS on?" + WORD],
+    "daquar": ["Is the GPS on?" + WORD, "Is the GPS on?"],
     "easy_vqa": ["Is the GPS on?" + WORD],
     "scenes": ["Is the GPS on?" + WORD, "Is the GPS on?"],
 }
