@@ -12,7 +12,11 @@ from eval.tasks import load_task
 from eval.to_chat import build_records, choose_answer, main
 from llm_integration.data import parse_record
 
-CSV = "question,answer,image_id\nwhat is red,bag,image1\nhow many,3,image2\nwhat is big,\"bed, lamp\",image1\n"
+CSV = """question,answer,image_id
+what is red,bag,image1
+how many,3,image2
+what is big,"bed, lamp",image1
+"""
 
 
 @pytest.fixture
@@ -39,7 +43,8 @@ def test_questions_about_one_picture_share_a_conversation(questions: Path, tmp_p
     words = ["--task", "daquar", "--questions", str(questions), "--out", str(out)]
     assert main([*words, "--turns", "2", "--protocol", "bare"]) == 0
     first, second = (parse_record(raw, "r") for raw in json.loads(out.read_text()))
-    assert [m["content"] for m in first.messages] == ["<image>\nwhat is red", "bag", "what is big", "bed, lamp"]
+    said = [message["content"] for message in first.messages]
+    assert said == ["<image>\nwhat is red", "bag", "what is big", "bed, lamp"]
     assert len(second.messages) == 2
     assert main([*words, "--turns", "1"]) == 0
     assert len(json.loads(out.read_text())) == 3
