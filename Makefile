@@ -13,11 +13,14 @@ STAMP_21 := $(ENV_21)/.installed
 ENV_LLAVA := .venv-llava
 RUN_LLAVA := $(ENV_LLAVA)/bin/python
 STAMP_LLAVA := $(ENV_LLAVA)/.installed
+ENV_LMMS := .venv-lmms
+RUN_LMMS := $(ENV_LMMS)/bin/python
+STAMP_LMMS := $(ENV_LMMS)/.installed
 
 # The machine's cores are shared by the test workers; one thread each.
 TEST_THREADS := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
-.PHONY: help env test lint format quickstart test-torch21 test-llava clean
+.PHONY: help env test lint format quickstart test-torch21 test-llava test-lmms clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -45,8 +48,9 @@ format: $(STAMP)  ## format the code and repair what can be repaired
 	$(ENV)/bin/ruff check --fix .
 	$(ENV)/bin/ruff format .
 
-quickstart: $(STAMP)  ## bootstrap a 49-token SparseFormer from the embedded teacher
+quickstart: $(STAMP)  ## bootstrap a 49-token SparseFormer from the embedded teacher, and let a small LLaVA see with it
 	$(RUN) -m bootstrap.quickstart
+	$(RUN) -m eval.quickstart
 
 # The library alone must also work beside an older torch, which upstream LLaVA pins.
 test-torch21: $(STAMP_21)  ## run the library's tests on torch 2.1 (needs Python 3.10 or 3.11)
@@ -75,6 +79,15 @@ $(STAMP_LLAVA): Makefile
 	test -x $(RUN_LLAVA) || $(PYTHON) -m venv $(ENV_LLAVA)
 	$(RUN_LLAVA) -m pip install --quiet $(PIP_FLAGS) $(LLAVA_STACK)
 	$(RUN_LLAVA) -m pip install --quiet $(PIP_FLAGS) --no-deps llava-torch==1.2.2.post1
+	@touch $@
+
+# lmms-eval brings some ninety packages of its own; the project is installed beside it for its entry point.
+test-lmms: $(STAMP_LMMS)  ## run our models under lmms-eval and compare with our own engine
+	PYTHONPATH=. $(TEST_THREADS) $(RUN_LMMS) -m pytest -q -p no:cacheprovider tests/lmms
+
+$(STAMP_LMMS): Makefile pyproject.toml
+	test -x $(RUN_LMMS) || $(PYTHON) -m venv $(ENV_LMMS)
+	$(RUN_LMMS) -m pip install --quiet $(PIP_FLAGS) -e '.[lmms,eval]' 'lmms-eval==0.7.3' 'pytest>=8'
 	@touch $@
 
 clean:  ## remove caches and build outputs, but no environment and no results

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from PIL import Image
 
 from eval.answers import InputError
+from llm_integration.batch import reply_to_all
 from llm_integration.generate import Chat, build_message, load_chat
 
 _PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -49,35 +49,14 @@ class Answerer:
         device: torch.device = self.chat.model.device
         return device
 
-    @torch.inference_mode()
     def answer(self, prompts: Sequence[str], pictures: Sequence[Image.Image | None]) -> list[Answer]:
         """Answers one prompt each, with or without a picture before it."""
-        model, processor = self.chat.model, self.chat.processor
         conversations = [
             [build_message(prompt, () if picture is None else (picture,))]
             for prompt, picture in zip(prompts, pictures, strict=True)
         ]
-        inputs: Any = processor.apply_chat_template(
-            conversations,
-            add_generation_prompt=True,
-            tokenize=True,
-            return_dict=True,
-            return_tensors="pt",
-            processor_kwargs={"padding": True, "padding_side": "left"},
-        ).to(self.device)
-        if "pixel_values" in inputs:
-            inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
-        output = model.generate(**inputs, do_sample=False, num_beams=1, max_new_tokens=self.max_new_tokens)
-        start = inputs["input_ids"].shape[1]
-        seen = (inputs["input_ids"] == model.config.image_token_id).sum(dim=1).tolist()
-        ends = model.generation_config.eos_token_id
-        ends = set(ends) if isinstance(ends, list) else {ends}
-        answers = []
-        for row, visual in zip(output[:, start:].tolist(), seen, strict=True):
-            length = next((place + 1 for place, token in enumerate(row) if token in ends), len(row))
-            text = processor.tokenizer.decode(row[:length], skip_special_tokens=True)
-            answers.append(Answer(text.strip(), visual, length))
-        return answers
+        replies = reply_to_all(self.chat, conversations, self.max_new_tokens)
+        return [Answer(reply.text, reply.visual_tokens, reply.new_tokens) for reply in replies]
 
 
 def load_answerer(directory: Path, max_new_tokens: int, precision: str, device: torch.device) -> Answerer:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import configparser
 import importlib.util
 import re
 import shutil
 import zipfile
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
+
+from llm_integration import lmms_plugin
 
 pytest.importorskip("hatchling", reason="building a wheel needs hatchling (it is in the dev extra)")
 
@@ -63,6 +67,17 @@ def test_requirements_have_lower_bounds_only(wheel: zipfile.ZipFile) -> None:
 def test_the_library_requires_four_packages(wheel: zipfile.ZipFile) -> None:
     required = re.findall(r"^Requires-Dist: ([\w-]+)[^;\n]*$", read_metadata(wheel), re.MULTILINE)
     assert sorted(name.lower() for name in required) == ["numpy", "pillow", "safetensors", "torch"]
+
+
+def test_the_wheel_tells_lmms_eval_about_our_models(wheel: zipfile.ZipFile) -> None:
+    (name,) = (name for name in wheel.namelist() if name.endswith(".dist-info/entry_points.txt"))
+    written = configparser.ConfigParser()
+    written.read_string(wheel.read(name).decode())
+    entry = EntryPoint("sparse_vlm", written["lmms_eval.models"]["sparse_vlm"], "lmms_eval.models")
+    assert callable(entry.load())  # without lmms-eval too
+    model_file, _, model_class = lmms_plugin.MODEL_CLASS.rpartition(".")
+    source = wheel.read(f"{model_file.replace('.', '/')}.py").decode()
+    assert f"class {model_class}(lmms):" in source
 
 
 @pytest.mark.parametrize("package", [*SHIPPED, "bootstrap", "eval"])

@@ -1,0 +1,67 @@
+"""Batches: each answer as if it were alone, cut at stops."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from llm_integration.batch import BatchReply, _StopAt, cut_at, reply_to_all
+from llm_integration.generate import Chat, build_message, load_chat
+
+
+@pytest.fixture(scope="module")
+def chat(llava_dir: Path) -> Chat:
+    return load_chat(llava_dir, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def talks(picture: Image.Image) -> list[list[dict[str, Any]]]:
+    system = {"role": "system", "content": [{"type": "text", "text": "Be brief."}]}
+    return [
+        [build_message("Which one?", [picture])],
+        [build_message("No picture, and a much longer question about the small dog on the green grass")],
+        [system, build_message("Compare.", [picture, picture.rotate(90)])],
+    ]
+
+
+def test_an_answer_does_not_depend_on_its_neighbours(chat: Chat, talks: Any) -> None:
+    together = reply_to_all(chat, talks, 8)
+    for talk, given in zip(talks, together, strict=True):
+        alone = chat.reply(talk, 8)
+        assert given == BatchReply(alone.text, alone.visual_tokens, alone.prompt_tokens, alone.new_tokens)
+    assert [given.visual_tokens for given in together] == [9, 0, 18]
+
+
+def test_an_answer_ends_before_its_stop(chat: Chat, talks: Any) -> None:
+    whole = reply_to_all(chat, talks, 24)
+    stop = whole[0].text[2:4]
+    cut = reply_to_all(chat, talks, 24, ["", "never said", stop])
+    assert [reply.text for reply in cut] == [reply.text.split(stop)[0].strip() for reply in whole]
+    assert cut[0].new_tokens < whole[0].new_tokens  # it really stopped there
+    assert cut[0].text == whole[0].text[:2].strip()
+
+
+def test_a_stop_across_the_border_of_prompt_and_answer_is_none(chat: Chat) -> None:
+    tokenizer = chat.processor.tokenizer
+    ids = torch.tensor([tokenizer.encode("assistant\n") + tokenizer.encode("\n")])
+    ends = [
+        _StopAt(["\n\n"], tokenizer, start)(ids, torch.empty(0)).tolist() for start in (0, ids.shape[1] - 1)
+    ]
+    assert ends == [[True], [False]]
+
+
+def test_the_first_of_several_stops_counts() -> None:
+    assert cut_at("one, two. three", [". ", ", "]) == "one"
+    assert cut_at("one", ["two"]) == "one"
+    assert cut_at("\n\none", ["\n\n"]) == ""
+    assert cut_at("one", []) == "one"
+
+
+def test_sampling_is_passed_on(chat: Chat, talks: Any) -> None:
+    greedy = reply_to_all(chat, talks, 12)
+    assert reply_to_all(chat, talks, 12, do_sample=True, temperature=1e-4) == greedy
+    assert reply_to_all(chat, talks, 12, do_sample=True, temperature=9.0, top_k=0) != greedy
