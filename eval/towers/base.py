@@ -10,7 +10,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-Want = Literal["tokens", "penultimate", "last"]
+Want = Literal["penultimate", "last", "draws"]
+EVERYTHING: frozenset[Want] = frozenset(("penultimate", "last", "draws"))
 
 
 class TowerError(ValueError):
@@ -23,14 +24,16 @@ class Seen:
 
     Attributes:
         tokens: (B, P, D): patch tokens as they leave the last block but one, or a tower's own tokens.
+        class_token: (B, 1, D) beside them, of a ViT that has one.
         attention: (B, P) attention that each patch gets in the last block but one, mean over heads.
-        keys: (B, P, D) keys there, heads side by side.
+        keys: (B, P, D/K) keys there, mean over heads.
         last_attention: (B, P) attention in the last block, over all heads at once.
         last_keys: (B, P, D) keys there.
         draws: (B,) a number made of each picture's pixels.
     """
 
     tokens: Tensor
+    class_token: Tensor | None = None
     attention: Tensor | None = None
     keys: Tensor | None = None
     last_attention: Tensor | None = None
@@ -82,6 +85,10 @@ class Tower(nn.Module):
     @abstractmethod
     def look(self, images: Tensor) -> Seen:
         """The frozen half: pictures as the teacher's transform prepares them."""
+
+    def look_for_all(self, images: Tensor) -> Seen:
+        """A look that serves every tower with the same :attr:`shared_look`."""
+        return self.look(images)
 
     def reduce(self, seen: Seen) -> Tensor:
         """The half after it: exactly N tokens, (B, N, D)."""

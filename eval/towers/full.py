@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from .base import Seen, Tower, TowerError
+from .base import EVERYTHING, Seen, Tower, TowerError
 from .opened import OpenedVit
 
 
@@ -35,3 +35,7 @@ class VitTower(Tower):
     def look(self, images: Tensor) -> Seen:
         """See :class:`Tower`."""
         return self.vit.look(images, self.wants)
+
+    def look_for_all(self, images: Tensor) -> Seen:
+        """See :class:`Tower`."""
+        return self.vit.look(images, EVERYTHING)

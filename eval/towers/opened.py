@@ -64,25 +64,31 @@ class OpenedVit(nn.Module):
 
         Args:
             images: (B, 3, H, W), prepared by the teacher's transform.
-            wants: "penultimate" and "last": also the attention and the keys of those blocks.
+            wants: "penultimate" and "last": also the attention and the keys of those blocks; "draws".
         """
         prefix = self.spec.num_prefix
         tokens = self.embed(images)
         *before, penultimate = self.used_blocks
         for block in before:
             tokens = block(tokens)
-        attention = keys = last_attention = last_keys = None
+        attention = keys = last_attention = last_keys = draws = None
         if "penultimate" in wants:
-            query, key, _ = split_qkv(penultimate, tokens)
+            # The block's own query and key, so that nothing is computed, and counted, twice.
+            query, key, value = split_qkv(penultimate, tokens)
             attention = self._received(query, key).mean(dim=1)[:, prefix:]
-            keys = key.transpose(1, 2).flatten(2)[:, prefix:]  # (B, P, D)
-        tokens = penultimate(tokens)
+            keys = key.mean(dim=1)[:, prefix:]  # (B, P, D/K)
+            tokens = attend(penultimate, tokens, query, key, value, None)
+            tokens = tokens + penultimate.ls2(penultimate.mlp(penultimate.norm2(tokens)))
+        else:
+            tokens = penultimate(tokens)
         if "last" in wants:
-            query, key, _ = split_qkv(cast(TransformerBlock, self.blocks[-1]), tokens)
-            query, key = (x.transpose(1, 2).flatten(2)[:, None] for x in (query, key))  # (B, 1, T, D)
-            last_attention, last_keys = self._received(query, key)[:, 0, prefix:], key[:, 0, prefix:]
-        draws = torch.tensor([zlib.crc32(picture.cpu().numpy().tobytes()) for picture in images])
-        return Seen(tokens[:, prefix:], attention, keys, last_attention, last_keys, draws)
+            query, key = project_query_key(cast(TransformerBlock, self.blocks[-1]), tokens)
+            last_attention = self._received(query[:, None], key[:, None])[:, 0, prefix:]
+            last_keys = key[:, prefix:]
+        if "draws" in wants:
+            draws = torch.tensor([zlib.crc32(picture.cpu().numpy().tobytes()) for picture in images])
+        class_token = tokens[:, :1] if self.spec.has_cls else None
+        return Seen(tokens[:, prefix:], class_token, attention, keys, last_attention, last_keys, draws)
 
     def _received(self, query: Tensor, key: Tensor) -> Tensor:
         """Attention (B, K, T) that every token gets: from the class token, or without one from all."""
@@ -90,6 +96,15 @@ class OpenedVit(nn.Module):
             query = query[:, :, :1]
         weights = (query @ key.transpose(-2, -1) * query.shape[-1] ** -0.5).softmax(dim=-1)
         return weights.mean(dim=2)
+
+
+def project_query_key(block: TransformerBlock, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """Query and key of a block's attention, heads side by side, each (B, T, D); the value is not computed."""
+    packed = block.attn.qkv
+    rows = 2 * tokens.shape[-1]
+    bias = None if packed.bias is None else packed.bias[:rows]
+    query, key = F.linear(block.norm1(tokens), packed.weight[:rows], bias).chunk(2, dim=-1)
+    return query, key
 
 
 def split_qkv(block: TransformerBlock, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -23,6 +23,7 @@ class RandomTower(VitTower):
     """
 
     name = "random"
+    wants = frozenset({"draws"})
 
     def __init__(self, vit: OpenedVit, num_tokens: int, seed: int = 0) -> None:
         super().__init__(vit, num_tokens)

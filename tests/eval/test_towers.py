@@ -8,15 +8,17 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.functional import avg_pool2d as pool_patches
 
 open_clip = pytest.importorskip("open_clip")
 timm = pytest.importorskip("timm")
 
+from bootstrap.cost import count_work  # noqa: E402
 from bootstrap.teacher import Teacher, spec_to_config  # noqa: E402
 from bootstrap.teachers.open_clip_vit import build_open_clip_trunk  # noqa: E402
 from bootstrap.teachers.timm_vit import TimmTrunk  # noqa: E402
-from eval.baselines.cost import count_gmacs  # noqa: E402
 from eval.towers import METHODS, OpenedVit, Seen, TowerError, build_tower, join_seen  # noqa: E402
+from eval.towers.base import EVERYTHING  # noqa: E402
 from eval.towers.pooling import choose_grid  # noqa: E402
 from eval.towers.tome import merge_tokens, plan_merges  # noqa: E402
 from eval.towers.visionzip import merge_rest  # noqa: E402
@@ -163,19 +165,46 @@ def planted(attention: list[float], keys: list[list[float]] | None = None) -> Se
     tokens = torch.arange(1.0, count + 1)[None, :, None].expand(1, count, 32).clone()
     key = torch.eye(count, 32)[None] if keys is None else torch.tensor([keys])
     weights = torch.tensor([attention])
-    return Seen(tokens, weights, key, weights, key)
+    class_token = torch.zeros(1, 1, 32)
+    return Seen(tokens, class_token, weights, key, weights, key)
 
 
 def test_visionzip_by_hand(clip_vit: OpenedVit) -> None:
     tower = build_tower("visionzip", 6, clip_vit)
-    # One of six is contextual: five dominant in raster order, the other three are averaged.
+    # One of six is contextual, one the class token: four dominant in raster order; the rest is one group.
     seen = planted([0.9, 0.1, 0.8, 0.2, 0.7, 0.6, 0.3, 0.5])
-    assert tower.reduce(seen)[0, :, 0].tolist() == pytest.approx([1, 3, 5, 6, 8, (2 + 4 + 7) / 3])
+    assert tower.reduce(seen)[0, :, 0].tolist() == pytest.approx([0, 1, 3, 5, 6, 2 + (4 + 7 + 8) / 3])
     # Two groups around places 0 and 2; the key of place 1 is like that of place 2.
     keys = torch.tensor([[[1.0, 0.0], [0.1, 1.0], [0.0, 1.0], [1.0, 0.2]]])
     merged = merge_rest(torch.tensor([[[1.0], [2.0], [3.0], [4.0]]]), keys, 2)
-    assert merged[0, :, 0].tolist() == [2.5, 2.5]
-    assert merge_rest(torch.tensor([[[1.0], [5.0], [3.0], [4.0]]]), keys, 2)[0, :, 0].tolist() == [2.5, 4.0]
+    assert merged[0, :, 0].tolist() == [1 + 4, 3 + 2]
+    # All like the first target: nothing joins the other.
+    same = torch.tensor([[[1.0, 0.0], [1.0, 0.1], [0.0, 1.0], [1.0, 0.2]]])
+    assert merge_rest(torch.tensor([[[1.0], [2.0], [3.0], [4.0]]]), same, 2)[0, :, 0].tolist() == [1 + 3, 3]
+
+
+def test_visionzip_keeps_the_class_token_where_there_is_one(vit: OpenedVit, images: Tensor) -> None:
+    seen = vit.look(images, ("penultimate",))
+    first = build_tower("visionzip", 16, vit)(images)[:, 0]
+    if vit.spec.has_cls:
+        assert seen.class_token is not None
+        torch.testing.assert_close(first, seen.class_token[:, 0])
+    else:
+        assert seen.class_token is None
+
+
+def test_a_look_that_keeps_attention_computes_the_same_and_little_more(
+    vit: OpenedVit, images: Tensor
+) -> None:
+    torch.testing.assert_close(
+        vit.look(images, EVERYTHING).tokens, vit.look(images).tokens, rtol=1e-4, atol=1e-5
+    )
+    plain = count_work(lambda: vit.look(images[:1]))
+    width, count = 32, 64 + vit.spec.num_prefix
+    attention = (1 if vit.spec.has_cls else count) * count * width / 1e9
+    assert count_work(lambda: vit.look(images[:1], ("penultimate",))) == pytest.approx(plain + attention)
+    more = plain + attention + 2 * count * width**2 / 1e9
+    assert count_work(lambda: vit.look(images[:1], ("last",))) == pytest.approx(more)
 
 
 def test_prumerge_by_hand(clip_vit: OpenedVit) -> None:
@@ -244,11 +273,22 @@ def test_resampler_learns_from_a_seed_of_its_own(clip_vit: OpenedVit, images: Te
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_a_resampler_begins_with_the_patches_around(clip_vit: OpenedVit) -> None:
+    tower: Any = build_tower("resampler", 16, clip_vit)
+    nearest = (tower.query_places @ tower.key_places.T).argmax(dim=1)  # of 64 patches, for each of 16
+    assert (nearest // 8 // 2).tolist() == [place // 4 for place in range(16)]
+    assert (nearest % 8 // 2).tolist() == [place % 4 for place in range(16)]
+    logits = tower.query(tower.query_places) @ tower.key(tower.key_places).T / tower.heads / 16**0.5
+    around = pool_patches(logits.softmax(dim=1).unflatten(1, (8, 8)), 2) * 4  # (16, 4, 4)
+    own = around.flatten(1).diagonal().mean()
+    assert own > 3 / 16
+
+
 def test_multiply_adds_are_those_of_the_formula(clip_vit: OpenedVit, images: Tensor) -> None:
     width, mlp, count = 32, 64, 65
     block = count * (4 * width**2 + 2 * width * mlp) + 2 * count**2 * width
     by_hand = (3 * block + 64 * 48 * width) / 1e9
     tower = build_tower("vit", 64, clip_vit)
-    assert count_gmacs(lambda: tower(images[:1])) == pytest.approx(by_hand, rel=1e-6)
+    assert count_work(lambda: tower(images[:1])) == pytest.approx(by_hand, rel=1e-6)
     merged = build_tower("tome", 16, clip_vit)
-    assert count_gmacs(lambda: merged(images[:1])) < 0.8 * by_hand
+    assert count_work(lambda: merged(images[:1])) < 0.8 * by_hand

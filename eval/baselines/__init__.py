@@ -1,0 +1,1 @@
+"""Towers compared alike: same language model, same projector, same batches, same steps."""

@@ -1,0 +1,104 @@
+"""Trainings of one point put together: means, and intervals over the choice of pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from eval.baselines.data import Quiz
+from eval.intervals import RESAMPLES, SEED
+
+OURS = "sparseformer"
+METHOD = "bootstrap over pictures"
+
+
+def resample_pictures(values: Mapping[str, float], pictures: Mapping[str, str]) -> dict[str, Any]:
+    """Mean over questions with a 95 % interval that draws whole pictures, whose questions are alike.
+
+    Args:
+        values: By question.
+        pictures: The picture of each question; a question that is not in it is its own.
+    """
+    groups: dict[str, list[float]] = {}
+    for key, value in values.items():
+        groups.setdefault(pictures.get(key, key), []).append(value)
+    sums = np.array([sum(group) for group in groups.values()])
+    counts = np.array([len(group) for group in groups.values()])
+    share = np.full(len(groups), 1 / len(groups))
+    drawn = np.random.default_rng(SEED).multinomial(len(groups), share, size=RESAMPLES)  # (R, pictures)
+    low, high = np.percentile(drawn @ sums / (drawn @ counts), [2.5, 97.5])
+    return {
+        "value": float(sums.sum() / counts.sum()),
+        "low": float(low),
+        "high": float(high),
+        "n": int(counts.sum()),
+        "pictures": len(groups),
+        "method": METHOD,
+    }
+
+
+def mean_over(rows: Sequence[Mapping[str, float]], scale: float = 1.0) -> dict[str, float]:
+    """Mean of each key's values."""
+    return {key: scale * sum(row[key] for row in rows) / len(rows) for key in rows[0]}
+
+
+def combine(results: Sequence[dict[str, Any]], test: Quiz, own_tokens: int = 0) -> list[dict[str, Any]]:
+    """One entry for each method and N.
+
+    Args:
+        results: Of all points, see `run_point`.
+        test: The questions.
+        own_tokens: N that the SparseFormer was made for; with this the full ViT is compared.
+
+    Returns:
+        With "figures" (the benchmark's primary one) and "nats", both with value, interval, and the mean of
+        each training; "details" (all of the benchmark's figures, means over trainings); for the full ViT also
+        "random-picture"; and for rivals "ours_minus":
+        the SparseFormer's accuracy with the same N (`own_tokens` against the full ViT) minus theirs, on the
+        same questions.
+    """
+    pictures = {example.key: str(example.image) for example in test.examples}
+    groups: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    for result in results:
+        groups.setdefault((result["method"], result["tokens"]), []).append(result)
+    units = {place: mean_over([r["units"] for r in group], 100.0) for place, group in groups.items()}
+    combined = []
+    for (method, tokens), group in groups.items():
+        entry: dict[str, Any] = {
+            "method": method,
+            "tokens": tokens,
+            "trained": group[0]["trained"],
+            "training": group[0]["training"],
+            "seeds": [r["seed"] for r in group],
+            "loss": [r["loss"]["last"] for r in group],
+            **_summarise(group, pictures, test.task.primary),
+        }
+        if "random-picture" in group[0]:
+            entry["random-picture"] = _summarise(
+                [r["random-picture"] for r in group], pictures, test.task.primary
+            )
+        ours = units.get((OURS, own_tokens if method == "vit" else tokens))
+        if ours is not None and method != OURS:
+            theirs = units[method, tokens]
+            entry["ours_minus"] = resample_pictures({key: ours[key] - theirs[key] for key in ours}, pictures)
+        combined.append(entry)
+    return combined
+
+
+def _summarise(group: Sequence[dict[str, Any]], pictures: Mapping[str, str], primary: str) -> dict[str, Any]:
+    scores, nats = [r["units"] for r in group], [r["nats"] for r in group]
+    return {
+        "figures": {
+            primary: {
+                **resample_pictures(mean_over(scores, 100.0), pictures),
+                "by_seed": [100 * sum(row.values()) / len(row) for row in scores],
+            }
+        },
+        "nats": {
+            **resample_pictures(mean_over(nats), pictures),
+            "by_seed": [sum(row.values()) / len(row) for row in nats],
+        },
+        "details": mean_over([r["figures"] for r in group]),
+    }

@@ -1,0 +1,165 @@
+"""Settings of a comparison of towers, as frozen dataclasses that refuse what makes no sense."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import yaml
+
+from eval.answers import InputError
+from eval.config import BenchmarkSettings
+from eval.towers import METHODS
+from sparse_vlm.settings import SettingsError, build_settings
+
+
+@dataclass(frozen=True)
+class SceneSettings:
+    """Generated scenes, made below the run's folder.
+
+    Attributes:
+        train: Training pictures.
+        test: Pictures asked about.
+        split: "heldout": the main object is of a pair that training never shows; "valid": new scenes of seen
+            pairs.
+        descriptions: Train on a description of each picture too, among its questions.
+        size: Side of the pictures in pixels.
+        seed: Of the scenes.
+    """
+
+    train: int = 2000
+    test: int = 100
+    split: Literal["heldout", "valid"] = "heldout"
+    descriptions: bool = True
+    size: int = 96
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class LlamaSettings:
+    """The language model that every tower gets a fresh copy of.
+
+    Attributes:
+        directory: A Llama-type model with its tokenizer; None makes a small one with random weights and a
+            tokenizer of the training questions' words.
+        width: Of the random one.
+        depth: Its blocks.
+        heads: Its attention heads.
+        mlp_width: Of its MLPs.
+        vocabulary: Words it knows at most.
+    """
+
+    directory: Path | None = None
+    width: int = 128
+    depth: int = 3
+    heads: int = 4
+    mlp_width: int = 256
+    vocabulary: int = 2000
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """Training of projector and language model, and of what a tower trains; the same for all.
+
+    Attributes:
+        steps: Updates.
+        batch: Pictures an update.
+        turns: Questions a picture at most, in one sequence.
+        lr: Peak learning rate, for everything that is trained.
+        warmup: Steps until the peak; a cosine to zero follows.
+        weight_decay: On matrices.
+        train_language: False trains the projector alone (and what a tower trains).
+        seeds: One training of every point with each: of the order of pictures and questions, of the draws of
+            random patches, and of every weight that starts at random.
+    """
+
+    steps: int = 200
+    batch: int = 16
+    turns: int = 6
+    lr: float = 2e-3
+    warmup: int = 20
+    weight_decay: float = 0.01
+    train_language: bool = True
+    seeds: tuple[int, ...] = (0,)
+
+    def __post_init__(self) -> None:
+        if min(self.steps, self.batch, self.turns) < 1:
+            raise ValueError("steps, batch and turns must be at least 1")
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise ValueError("seeds must be one number or several different ones")
+
+
+@dataclass(frozen=True)
+class ParetoSettings:
+    """One comparison.
+
+    Attributes:
+        out: The run's folder.
+        teacher: As `bootstrap.teacher.load_teacher` takes it.
+        teacher_weights: Its checkpoint, where the name is an architecture.
+        encoder: An encoder directory bootstrapped from this teacher, for the method "sparseformer".
+        scenes: Generated scenes; leave out `train_files` and `test_files` then.
+        train_files: A benchmark's training questions and pictures.
+        test_files: Its test questions and pictures.
+        methods: Of `eval.towers.METHODS`; "vit" is added once, with all its patches.
+        tokens: N for each of the others.
+        language: The language model.
+        training: The training.
+        limit: Only the first so many test questions.
+        max_new_tokens: Longest answer.
+        floors: The figures of a model that was trained without pictures, and of the full ViT with the wrong
+            picture.
+        timing_rounds: Measurements of milliseconds, of each point in turn.
+        threads: Of torch.
+    """
+
+    out: Path
+    teacher: str
+    teacher_weights: Path | None = None
+    encoder: Path | None = None
+    scenes: SceneSettings | None = None
+    train_files: BenchmarkSettings | None = None
+    test_files: BenchmarkSettings | None = None
+    methods: tuple[str, ...] = METHODS
+    tokens: tuple[int, ...] = (16, 36, 49, 64, 100, 196)
+    language: LlamaSettings = field(default_factory=LlamaSettings)
+    training: TrainSettings = field(default_factory=TrainSettings)
+    limit: int | None = None
+    max_new_tokens: int = 6
+    floors: bool = True
+    timing_rounds: int = 15
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        unknown = [method for method in self.methods if method not in METHODS]
+        if unknown or not self.methods:
+            raise ValueError(f"methods must be some of {', '.join(METHODS)}; unknown: {', '.join(unknown)}")
+        if not self.tokens or min(self.tokens) < 1:
+            raise ValueError("tokens must be numbers of at least 1")
+        if "sparseformer" in self.methods and self.encoder is None:
+            raise ValueError("the method sparseformer needs an encoder directory: set encoder")
+        given = self.train_files is not None and self.test_files is not None
+        if (self.scenes is None) != given or (self.train_files is None) != (self.test_files is None):
+            raise ValueError("set either scenes, or both train_files and test_files")
+        if self.max_new_tokens < 1 or self.timing_rounds < 1 or self.threads < 1:
+            raise ValueError("max_new_tokens, timing_rounds and threads must be at least 1")
+
+
+def load_settings(path: Path, overrides: Sequence[str] = ()) -> ParetoSettings:
+    """Reads a YAML file, with `key.sub=value` on top.
+
+    Raises:
+        InputError: With everything that is wrong.
+    """
+    try:
+        mapping = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"The settings file {path} does not exist.") from None
+    except yaml.YAMLError as error:
+        raise InputError(f"{path} is not valid YAML: {error}") from None
+    try:
+        return build_settings(ParetoSettings, mapping, overrides, source=path, parse_value=yaml.safe_load)
+    except SettingsError as error:
+        raise InputError(str(error)) from None

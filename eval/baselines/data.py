@@ -1,0 +1,183 @@
+"""Questions and pictures for a comparison of towers, and the batches that all towers are trained on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from bootstrap.scenes.write import write_split
+from eval.answers import InputError, read_text
+from eval.baselines.config import ParetoSettings, SceneSettings
+from eval.config import BenchmarkSettings
+from eval.task import Example, Task
+from eval.tasks import load_task
+from sparse_vlm.atomic import atomic_directory
+from sparse_vlm.transform import ImageTransform
+
+Turn = tuple[str, str]
+
+
+@dataclass(frozen=True)
+class Quiz:
+    """Questions about pictures.
+
+    Attributes:
+        task: The benchmark with its scorer.
+        examples: Questions with their answers.
+        folder: Where the pictures are.
+        descriptions: A request for a description and the description, by file name; empty where there are
+            none.
+    """
+
+    task: Task
+    examples: tuple[Example, ...]
+    folder: Path
+    descriptions: Mapping[str, Turn] = field(default_factory=dict)
+
+    @property
+    def pictures(self) -> list[str]:
+        """File names, each once, in order of their first question."""
+        return list(dict.fromkeys(str(example.image) for example in self.examples))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which pictures and questions come in which step; nothing in it depends on the tower.
+
+    Attributes:
+        rows: (steps, batch) numbers of pictures.
+        turns: For each of them, its questions and answers in order.
+        sha256: Of both.
+    """
+
+    rows: Tensor
+    turns: list[list[list[Turn]]]
+    sha256: str
+
+
+def load_quizzes(settings: ParetoSettings) -> tuple[Quiz, Quiz]:
+    """Training and test questions; scenes are made first where they are not there yet.
+
+    Raises:
+        InputError: If a file is missing, damaged or has no pictures.
+    """
+    if settings.scenes is None:
+        assert settings.train_files is not None
+        assert settings.test_files is not None
+        train, test = load_quiz(settings.train_files), load_quiz(settings.test_files)
+    else:
+        folder = settings.out / "scenes"
+        make_scenes(folder, settings.scenes)
+        train, test = (load_quiz(_scene_files(folder / name)) for name in ("train", settings.scenes.split))
+        if settings.scenes.descriptions:
+            train = replace(train, descriptions=_load_descriptions(folder / "train" / "chat.json"))
+    return train, replace(test, examples=test.examples[: settings.limit])
+
+
+def make_scenes(folder: Path, settings: SceneSettings) -> None:
+    """Writes both splits, as a whole or not at all."""
+    if folder.is_dir():
+        return
+    with atomic_directory(folder) as making:
+        for split, count in (("train", settings.train), (settings.split, settings.test)):
+            write_split(making / split, split, count, settings.seed, settings.size)
+
+
+def _scene_files(folder: Path) -> BenchmarkSettings:
+    return BenchmarkSettings(
+        "scenes", folder / "questions.json", folder / "annotations.json", folder / "images"
+    )
+
+
+def _load_descriptions(path: Path) -> dict[str, Turn]:
+    """The first turn of each conversation, by picture."""
+    turns = {record["image"]: record["conversations"] for record in json.loads(read_text(path))}
+    return {
+        name: (said[0]["value"].replace("<image>", "").strip(), said[1]["value"])
+        for name, said in turns.items()
+    }
+
+
+def load_quiz(files: BenchmarkSettings) -> Quiz:
+    """Questions that have answers, and pictures.
+
+    Raises:
+        InputError: If a file is missing or damaged, or no picture folder is named.
+    """
+    if files.images is None:
+        raise InputError(f"{files.name}: name the folder of its pictures (images).")
+    task = load_task(files.name)
+    examples = task.load_examples(files.questions, files.annotations, files.images)
+    return Quiz(task, tuple(e for e in examples if e.image is not None and e.answers), files.images)
+
+
+def load_pixels(
+    quiz: Quiz, transform: ImageTransform, on_picture: Callable[[], object] = lambda: None
+) -> Tensor:
+    """All pictures of a quiz, (n, 3, H, W), in the order of :attr:`Quiz.pictures`.
+
+    Args:
+        quiz: Whose.
+        transform: The teacher's.
+        on_picture: Called after each.
+    """
+    pixels = []
+    for name in quiz.pictures:
+        with Image.open(quiz.folder / name) as picture:
+            pixels.append(transform(picture))
+        on_picture()
+    return torch.stack(pixels)
+
+
+def best_answer(example: Example) -> str:
+    """What a model is taught to say: the answer that most people gave."""
+    return Counter(example.answers).most_common(1)[0][0]
+
+
+def plan_batches(quiz: Quiz, steps: int, batch: int, turns: int, seed: int) -> Plan:
+    """Every picture once before any comes again, each time with other questions in another order.
+
+    A description, where there is one, stands anywhere among a picture's questions: had it always the first
+    place, no question would ever follow the picture directly, as it does in the test.
+
+    Args:
+        quiz: Training questions.
+        steps: Updates.
+        batch: Pictures an update.
+        turns: Questions a picture at most.
+        seed: Of the order.
+    """
+    asked: dict[str, list[Turn]] = {}
+    for example in quiz.examples:
+        asked.setdefault(str(example.image), []).append((example.question, best_answer(example)))
+    pictures = quiz.pictures
+    rng = random.Random(seed)
+    order: list[int] = []
+    while len(order) < steps * batch:
+        order += rng.sample(range(len(pictures)), len(pictures))
+    rows = torch.tensor(order[: steps * batch]).view(steps, batch)
+
+    def converse(name: str) -> list[Turn]:
+        said = rng.sample(asked[name], min(turns, len(asked[name])))
+        if name in quiz.descriptions:
+            said.insert(rng.randint(0, len(said)), quiz.descriptions[name])
+        return said
+
+    chosen = [[converse(pictures[row]) for row in step] for step in rows.tolist()]
+    digest = hashlib.sha256(repr((rows.tolist(), chosen)).encode()).hexdigest()
+    return Plan(rows, chosen, digest)
+
+
+def all_texts(quiz: Quiz) -> Sequence[str]:
+    """Questions and answers, for a tokenizer of their words."""
+    asked = [text for example in quiz.examples for text in (example.question, best_answer(example))]
+    return [*asked, *(text for turn in quiz.descriptions.values() for text in turn)]

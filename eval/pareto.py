@@ -1,0 +1,300 @@
+"""Trains a small language model on every tower alike, and draws accuracy against total cost.
+
+python -m eval.pareto configs/eval/pareto_scenes.yaml encoder=DIR out=DIR key.sub=value ...
+
+Every training (a method at N visual tokens, with one seed) has its own file in the run's folder; a run that
+was killed goes on with the next one, and several processes may share them: --share 0/2 and --share 1/2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from bootstrap.memory import keep_freed_memory
+from bootstrap.teacher import TeacherError, load_teacher
+from eval.answers import InputError, read_text
+from eval.baselines.combine import combine
+from eval.baselines.config import ParetoSettings, load_settings
+from eval.baselines.cost import count_parts, time_points
+from eval.baselines.data import Quiz, all_texts, load_pixels, load_quizzes, plan_batches
+from eval.baselines.draw import draw_pareto
+from eval.baselines.points import Looker, Point, build_reader, check_alike, run_point
+from eval.baselines.reader import OPENING, Reader, ask
+from eval.baselines.table import write_table
+from eval.provenance import describe_origin
+from eval.towers import OpenedVit, Tower, TowerError, build_tower
+from sparse_vlm import load_encoder
+from sparse_vlm.atomic import write_atomic
+from sparse_vlm.checkpoint import EncoderDirectoryError, load_provenance
+from sparse_vlm.fingerprint import hash_tensors, hash_tower
+from sparse_vlm.settings import settings_to_dict
+from sparse_vlm.transform import ImageTransform
+
+CONFIG = "config.json"
+# What may differ when a run is taken up again: nothing an answer depends on.
+_FREE = ("timing_rounds",)
+
+
+class Comparison:
+    """All that the points of one run share.
+
+    Args:
+        settings: The run's.
+
+    Raises:
+        InputError: If files, teacher and encoder do not belong together.
+    """
+
+    def __init__(self, settings: ParetoSettings) -> None:
+        self.settings = settings
+        try:
+            teacher = load_teacher(settings.teacher, settings.teacher_weights)
+            self.encoder = None if settings.encoder is None else load_encoder(settings.encoder)
+        except (TeacherError, EncoderDirectoryError) as error:
+            raise InputError(str(error)) from None
+        self.teacher_hash = hash_tower(teacher.vision_state_dict())
+        self.vit = OpenedVit(teacher)
+        self.facts: dict[str, Any] = {"teacher_sha256": self.teacher_hash, "encoder_sha256": None}
+        if self.encoder is not None:
+            self._check_encoder()
+            self.facts["encoder_sha256"] = hash_tensors(self.encoder.state_dict())
+        self.points, self.skipped = self._list_points()
+
+    def _check_encoder(self) -> None:
+        """Same teacher, same pictures, same width."""
+        assert self.encoder is not None
+        assert self.settings.encoder is not None
+        made_from = load_provenance(self.settings.encoder).get("teacher", {}).get("tower_sha256")
+        if made_from is not None and made_from != self.teacher_hash:
+            raise InputError(
+                f"{self.settings.encoder} was bootstrapped from another teacher than {self.settings.teacher} "
+                f"(tower_sha256 {made_from[:12]}…, here {self.teacher_hash[:12]}…); fair is the same teacher."
+            )
+        self.facts["encoder_names_its_teacher"] = made_from is not None
+        theirs, ours = self.vit.spec.transform, self.encoder.transform.config
+        if theirs != ours or self.encoder.config.width != self.vit.spec.width:
+            raise InputError(
+                f"{self.settings.encoder} reads other pictures than the teacher, or is not as wide."
+            )
+
+    def build(self, point: Point) -> Tower | None:
+        """A point's tower; None for the model without pictures."""
+        if point.method == "no-image":
+            return None
+        return build_tower(point.method, point.tokens, self.vit, self.encoder, point.seed)
+
+    def _list_points(self) -> tuple[list[Point], list[str]]:
+        """Points within reach, and what is not, with the reason."""
+        settings = self.settings
+        wanted = [("vit", self.vit.num_patches)] if "vit" in settings.methods else []
+        others = [method for method in settings.methods if method != "vit"]
+        wanted += [(method, count) for count in settings.tokens for method in others]
+        wanted += [("no-image", 0)] if settings.floors else []
+        points, skipped = [], []
+        for method, count in wanted:
+            of_all = [Point(method, count, seed) for seed in settings.training.seeds]
+            try:
+                self.build(of_all[0])
+            except TowerError as error:
+                skipped.append(f"{method} at {count} ({error})")
+            else:
+                points += of_all
+        # Every point once, before any is trained with another seed.
+        return sorted(points, key=lambda point: settings.training.seeds.index(point.seed)), skipped
+
+
+def run(settings: ParetoSettings, words: Sequence[str] = (), share: tuple[int, int] = (0, 1)) -> bool:
+    """Runs a comparison, or goes on with one that was cut short.
+
+    Args:
+        settings: What to compare.
+        words: The command line, for the provenance.
+        share: (i, n): of all trainings, this process takes every n-th, starting with the i-th.
+
+    Returns:
+        Whether all points are there, and picture and table with them.
+
+    Raises:
+        InputError: If the files do not fit, an earlier run in the same folder had other settings, or points
+            differ in more than their tower.
+    """
+    torch.set_num_threads(settings.threads)
+    comparison = Comparison(settings)
+    claim(settings, comparison.facts)
+    train, test = load_quizzes(settings)
+    missing = [p for p in comparison.points if not _file(settings, p).is_file()]
+    mine = [p for p in missing if comparison.points.index(p) % share[1] == share[0]]
+    transform = ImageTransform(comparison.vit.spec.transform)
+    if mine:
+        _run_points(mine, comparison, (train, test), transform)
+    absent = [p.name for p in comparison.points if not _file(settings, p).is_file()]
+    if absent:
+        print(f"{len(absent)} trainings are still to come: {', '.join(absent)}")
+        return False
+    results = [json.loads(read_text(_file(settings, point))) for point in comparison.points]
+    check_alike(results)
+    own = 0 if comparison.encoder is None else comparison.encoder.num_tokens
+    _finish(comparison, combine(results, test, own), (train, test), transform, words)
+    return True
+
+
+def claim(settings: ParetoSettings, facts: dict[str, Any]) -> None:
+    """Makes the run's folder with its settings, or sees that they are those of the run in it.
+
+    Raises:
+        InputError: If they are not; names the keys.
+    """
+    ours = json.loads(json.dumps({**settings_to_dict(settings), **facts}, default=str))
+    path = settings.out / CONFIG
+    if path.is_file():
+        theirs = json.loads(read_text(path))
+        changed = [k for k in {**ours, **theirs} if k not in _FREE and theirs.get(k) != ours.get(k)]
+        if changed:
+            what = ", ".join(f"{key}: {theirs.get(key)!r} there, {ours.get(key)!r} here" for key in changed)
+            raise InputError(
+                f"{settings.out} holds a run with other settings or weights ({what}); name another folder."
+            )
+        return
+    if settings.out.is_dir() and any(settings.out.iterdir()):
+        raise InputError(f"{settings.out} is not empty and holds no run; name another folder with out=….")
+    write_atomic(path, json.dumps(ours, indent=1))
+
+
+def _file(settings: ParetoSettings, point: Point) -> Path:
+    return settings.out / "points" / f"{point.name}.json"
+
+
+def _run_points(
+    points: Sequence[Point],
+    comparison: Comparison,
+    quizzes: tuple[Quiz, Quiz],
+    transform: ImageTransform,
+) -> None:
+    settings, training = comparison.settings, comparison.settings.training
+    train, test = quizzes
+    count = len(train.pictures) + len(test.pictures)
+    with tqdm(total=count, unit="picture", desc="pictures", disable=None) as bar:
+        lookers = [Looker(load_pixels(quiz, transform, bar.update)) for quiz in quizzes]
+    texts = all_texts(train)
+    with tqdm(total=len(points) * training.steps, unit="step", disable=None) as bar:
+        for point in points:
+            bar.set_description(point.name)
+
+            def on_step(loss: float) -> None:
+                bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
+                bar.update()
+
+            started = time.monotonic()
+            plan = plan_batches(train, training.steps, training.batch, training.turns, point.seed)
+            tower = comparison.build(point)
+            reader = build_reader(settings, texts, comparison.vit.spec.width, point.seed)
+            result = run_point(point, tower, reader, plan, (lookers[0], lookers[1]), test, settings, on_step)
+            result["seconds"] = round(time.monotonic() - started, 1)
+            write_atomic(_file(settings, point), json.dumps(result, indent=1, ensure_ascii=False))
+
+
+def _finish(
+    comparison: Comparison,
+    results: list[dict[str, Any]],
+    quizzes: tuple[Quiz, Quiz],
+    transform: ImageTransform,
+    words: Sequence[str],
+) -> None:
+    """Costs of all points in the same minute, then the picture and the table."""
+    settings, training = comparison.settings, comparison.settings.training
+    train, test = quizzes
+    first = Quiz(test.task, test.examples[:1], test.folder)
+    image = load_pixels(first, transform)
+    seed = training.seeds[0]
+    reader = build_reader(settings, all_texts(train), comparison.vit.spec.width, seed).eval()
+    prompt = usual_length(test, reader)
+    places = [Point(result["method"], result["tokens"], seed) for result in results]
+    towers = {place.label: comparison.build(place) for place in places}
+    clocks = time_points(towers, reader, image, prompt, settings.timing_rounds)
+    for result, place in zip(results, places, strict=True):
+        result["gmacs"] = count_parts(towers[place.label], reader, image, prompt)
+        result["ms"] = clocks[place.label]
+    plain = json.loads(json.dumps(settings_to_dict(settings), default=str))
+    content = {
+        "task": test.task.name,
+        "scorer": test.task.scorer,
+        "primary": test.task.primary,
+        "protocol": f"bare question: {OPENING}<picture>{ask('<question>', first=True)}",
+        "prompt_tokens": prompt,
+        "parameters": {"language model": count_weights(reader.llm), "projector": count_projector(reader)},
+        "skipped": comparison.skipped,
+        "facts": comparison.facts,
+        "points": results,
+        "provenance": describe_origin("eval.pareto", words, plain, "cpu"),
+    }
+    title = f"{test.task.name}: {len(test.examples)} questions, {len(test.pictures)} pictures"
+    write_atomic(settings.out / "pareto.json", json.dumps(content, indent=1, ensure_ascii=False))
+    write_atomic(
+        settings.out / "pareto.png",
+        draw_pareto(results, test.task.primary, title, describe(content, settings)),
+    )
+    table = write_table(results, test.task.primary, comparison.skipped)
+    write_atomic(settings.out / "pareto.md", table)
+    print(table)
+    print(f"{settings.out / 'pareto.png'}, pareto.md, pareto.json")
+
+
+def describe(content: dict[str, Any], settings: ParetoSettings) -> str:
+    """What was equal for all points, and what the intervals cover."""
+    training, million = settings.training, content["parameters"]["language model"] / 1e6
+    trained = "projector and language model" if training.train_language else "projector"
+    count = len(training.seeds)
+    return (
+        f"Same teacher, language model ({million:.1f} M), {training.steps} steps of {training.batch} "
+        f"pictures; {trained} trained. Bars: 95 % over the choice of pictures, not of trainings "
+        f"({'one training' if count == 1 else f'{count} trainings'} a point)."
+    )
+
+
+def usual_length(test: Quiz, reader: Reader) -> int:
+    """Median number of tokens of the prompts."""
+    return int(statistics.median(len(reader.encode_question(e.question)) for e in test.examples))
+
+
+def count_weights(module: torch.nn.Module) -> int:
+    """Parameters, shared ones once."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def count_projector(reader: Reader) -> int:
+    """Parameters of the projector."""
+    return count_weights(reader.first) + count_weights(reader.second)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns its exit status."""
+    parser = argparse.ArgumentParser(prog="python -m eval.pareto", description=__doc__.split("\n")[0])
+    parser.add_argument("config", type=Path, help="YAML file, for instance configs/eval/pareto_scenes.yaml")
+    parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="settings on top of the file")
+    parser.add_argument("--share", default="0/1", metavar="I/N", help="take every N-th point from the I-th")
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    options = parser.parse_args(words)
+    keep_freed_memory()
+    try:
+        index, _, count = options.share.partition("/")
+        if not (index.isdigit() and count.isdigit() and int(index) < int(count)):
+            raise InputError(f"--share {options.share}: expected I/N with I from 0 to N - 1, such as 0/2.")
+        run(load_settings(options.config, options.overrides), words, (int(index), int(count)))
+    except (InputError, FloatingPointError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

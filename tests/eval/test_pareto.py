@@ -1,0 +1,356 @@
+"""The comparison of towers: points differ in their tower only, a killed run goes on, faults are caught."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("open_clip")
+
+from bootstrap.teacher import Teacher, load_teacher, spec_to_config
+from eval import pareto
+from eval.answers import InputError
+from eval.baselines.combine import combine, resample_pictures
+from eval.baselines.config import (
+    LlamaSettings,
+    ParetoSettings,
+    SceneSettings,
+    TrainSettings,
+    load_settings,
+)
+from eval.baselines.data import load_quizzes, plan_batches
+from eval.baselines.draw import draw_pareto, spread
+from eval.baselines.points import Looker, build_reader, check_alike
+from eval.baselines.reader import collate
+from eval.baselines.table import write_table
+from eval.baselines.teach import answer_all, measure_answers
+from eval.towers import METHODS, OpenedVit, build_tower
+from eval.towers.pooling import PoolingTower
+from sparse_vlm import SparseFormer
+from sparse_vlm.fingerprint import hash_tower
+from tests.eval.test_towers import clip_teacher
+
+
+@pytest.fixture
+def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ParetoSettings:
+    teacher = clip_teacher()
+    monkeypatch.setattr(pareto, "load_teacher", lambda name, weights: teacher)
+    write_encoder(tmp_path / "encoder", teacher)
+    return ParetoSettings(
+        out=tmp_path / "run",
+        teacher="tiny",
+        encoder=tmp_path / "encoder",
+        scenes=SceneSettings(train=6, test=3, size=32),
+        methods=("vit", "pool", "resampler", "tome", "sparseformer"),
+        tokens=(9, 100),
+        language=LlamaSettings(width=16, depth=1, heads=2, mlp_width=16),
+        training=TrainSettings(steps=3, batch=2, turns=2),
+        limit=8,
+        timing_rounds=2,
+    )
+
+
+def write_encoder(folder: Path, teacher: Teacher, tower_hash: str | None = None) -> None:
+    torch.manual_seed(0)
+    config = spec_to_config(teacher.spec, focusing_width=32, num_points=4, mixing_points=4, num_latents=11)
+    encoder = SparseFormer(config, teacher.spec.transform)
+    made_from = {"tower_sha256": tower_hash or hash_tower(teacher.vision_state_dict())}
+    encoder.save(folder, {"teacher": made_from})
+
+
+def points(settings: ParetoSettings) -> dict[str, dict[str, Any]]:
+    return {path.stem: json.loads(path.read_text()) for path in (settings.out / "points").glob("*.json")}
+
+
+def without_clock(made: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    return {name: {k: v for k, v in point.items() if k != "seconds"} for name, point in made.items()}
+
+
+def test_a_run_and_what_is_equal_in_it(settings: ParetoSettings) -> None:
+    assert pareto.run(settings)
+    made = {name.removesuffix("-seed0"): point for name, point in points(settings).items()}
+    assert set(made) == {
+        "vit-64",
+        "pool-9",
+        "resampler-9",
+        "tome-9",
+        "sparseformer-9",
+        "sparseformer-100",
+        "no-image",
+    }
+    for key in ("plan_sha256", "start_sha256", "training", "test_questions"):
+        assert len({json.dumps(point[key]) for point in made.values()}) == 1, key
+    assert {point["trained"] for name, point in made.items() if name != "resampler-9"} == {
+        "projector, language model"
+    }
+    assert made["resampler-9"]["trained"] == "projector, language model, queries and cross-attention"
+    assert "random-picture" in made["vit-64"]
+    content = json.loads((settings.out / "pareto.json").read_text())
+    assert [point["tokens"] for point in content["points"]] == [64, 9, 9, 9, 9, 100, 0]
+    assert len(content["skipped"]) == 3
+    assert all("of 64" in reason or "from 64" in reason for reason in content["skipped"])
+    for point in content["points"]:
+        for figure in (point["figures"]["accuracy"], point["nats"]):
+            assert figure["n"] == 8
+            assert figure["low"] <= figure["value"] <= figure["high"]
+            assert figure["by_seed"] == pytest.approx([figure["value"]])
+        assert ("ours_minus" in point) == (point["method"] in ("pool", "resampler", "tome"))
+        parts = point["gmacs"]
+        assert parts["total"] == pytest.approx(parts["tower"] + parts["projector"] + parts["prefill"])
+        assert (parts["tower"] == 0) == (point["method"] == "no-image")
+    by_name = {f"{point['method']}-{point['tokens']}": point for point in content["points"]}
+    assert by_name["pool-9"]["gmacs"]["prefill"] == by_name["tome-9"]["gmacs"]["prefill"]
+    assert by_name["pool-9"]["gmacs"]["prefill"] < by_name["vit-64"]["gmacs"]["prefill"]
+    assert by_name["tome-9"]["gmacs"]["tower"] < by_name["pool-9"]["gmacs"]["tower"]
+    table = (settings.out / "pareto.md").read_text()
+    assert "**SparseFormer (ours)** | 100 |" in table
+    assert "wrong picture" in table
+    assert (settings.out / "pareto.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_killed_run_goes_on_and_ends_alike(
+    settings: ParetoSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = replace(settings, methods=("pool", "random"), tokens=(9, 16), encoder=None, floors=False)
+    assert pareto.run(small)
+    whole = points(small)
+    (small.out / "points" / "random-9-seed0.json").unlink()
+    asked = []
+    original = pareto.run_point
+    monkeypatch.setattr(
+        pareto, "run_point", lambda point, *rest: asked.append(point.name) or original(point, *rest)
+    )
+    assert pareto.run(small)
+    assert asked == ["random-9-seed0"]
+    assert without_clock(points(small)) == without_clock(whole)
+    with pytest.raises(InputError, match="limit: 8 there, 5 here"):
+        pareto.run(replace(small, limit=5))
+
+
+def test_processes_share_the_points(settings: ParetoSettings) -> None:
+    small = replace(settings, methods=("pool",), tokens=(9, 16), encoder=None, floors=False)
+    assert not pareto.run(small, share=(0, 2))
+    assert set(points(small)) == {"pool-9-seed0"}
+    assert pareto.run(small, share=(1, 2))
+    assert set(points(small)) == {"pool-9-seed0", "pool-16-seed0"}
+
+
+def test_a_planted_difference_is_caught(settings: ParetoSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = replace(settings, methods=("pool",), tokens=(9, 16), encoder=None, floors=False)
+    original = pareto.build_reader
+    seeds = iter((0, 1))
+
+    def unfair(settings: ParetoSettings, texts: Any, width: int, seed: int) -> Any:
+        return original(settings, texts, width, next(seeds))
+
+    monkeypatch.setattr(pareto, "build_reader", unfair)
+    with pytest.raises(InputError, match="pool-9 and pool-16 differ in start_sha256"):
+        pareto.run(small)
+    ours = {"plan_sha256": 1, "start_sha256": 2, "training": {"lr": 1}, "test_questions": 8}
+    named = {"method": "pool", "tokens": 9, "seed": 0, **ours}
+    check_alike([named, dict(named), {**named, "plan_sha256": 0, "seed": 1}])
+    for key in ours:
+        with pytest.raises(InputError, match=key):
+            check_alike([named, {**named, key: 0}])
+
+
+def test_an_encoder_of_another_teacher_is_refused(settings: ParetoSettings) -> None:
+    assert settings.encoder is not None
+    write_encoder(settings.encoder, clip_teacher(), "0" * 64)
+    with pytest.raises(InputError, match="bootstrapped from another teacher"):
+        pareto.run(settings)
+
+
+def test_a_tower_that_makes_too_many_tokens_is_caught(
+    settings: ParetoSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(PoolingTower, "reduce", lambda self, seen: seen.tokens[:, :10])
+    small = replace(settings, methods=("pool",), tokens=(9,), encoder=None, floors=False)
+    with pytest.raises(InputError, match="pool-9 made 10 tokens a picture, not 9"):
+        pareto.run(small)
+
+
+def test_the_plan_shows_every_picture_before_any_comes_again(settings: ParetoSettings) -> None:
+    train, _ = load_quizzes(settings)
+    plan = plan_batches(train, steps=3, batch=4, turns=2, seed=0)
+    assert sorted(plan.rows.flatten()[:6].tolist()) == list(range(6))
+    assert plan.sha256 == plan_batches(train, 3, 4, 2, 0).sha256
+    assert plan.sha256 != plan_batches(train, 3, 4, 2, 1).sha256
+    names = train.pictures
+    asked = {(e.image, e.question) for e in train.examples}
+    firsts = []
+    for rows, turns in zip(plan.rows.tolist(), plan.turns, strict=True):
+        for row, conversation in zip(rows, turns, strict=True):
+            assert len(conversation) == 3
+            described = [turn == train.descriptions[names[row]] for turn in conversation]
+            assert sum(described) == 1
+            firsts.append(described[0])
+            for (question, _), is_description in zip(conversation, described, strict=True):
+                assert is_description or (names[row], question) in asked
+    assert not all(firsts)
+    assert any(firsts)
+    bare = replace(settings, scenes=replace(settings.scenes, descriptions=False), out=settings.out / "bare")
+    assert len(plan_batches(load_quizzes(bare)[0], 1, 1, 2, 0).turns[0][0]) == 2
+
+
+def test_the_picture_stands_before_the_first_question_and_answers_alone_are_taught(
+    settings: ParetoSettings,
+) -> None:
+    reader = build_reader(settings, ["red", "What color?"], 32, 0)
+    ids, labels = reader.encode([("What color?", "red"), ("What color?", "red")])
+    told = [label for label in labels if label != -100]
+    red = reader.tokenizer("red")["input_ids"]
+    assert told == [*red, reader.tokenizer.eos_token_id] * 2
+    words = "USER : What color ? ASSISTANT :"
+    assert reader.tokenizer.decode(ids[: labels.index(red[0])]) == words
+    assert reader.encode_question("What color?") == ids[: labels.index(red[0])]
+    assert reader.tokenizer.decode(ids).count("USER :") == 2
+    visual = torch.randn(1, 9, 32, generator=torch.Generator().manual_seed(0))
+    read = reader.embed(visual, torch.tensor([ids]))
+    assert torch.equal(read[:, 2:11], reader.project(visual))
+    assert torch.equal(read[:, :2], reader.embed(None, torch.tensor([ids]))[:, :2])
+    # The loss is that of the language model itself with labels on the answers.
+    where = torch.tensor([[-100] * 2 + [-100] * 9 + labels[2:]])
+    losses, rows = reader.measure_tokens(visual, torch.tensor([ids]), torch.tensor([labels]))
+    expected = reader.llm(inputs_embeds=read, labels=where).loss
+    torch.testing.assert_close(losses.mean(), expected)
+    assert rows.tolist() == [0] * 4
+
+
+def test_padding_changes_no_loss(settings: ParetoSettings) -> None:
+    reader = build_reader(settings, ["red", "What color is the big one?"], 32, 0).eval()
+    long, short = reader.encode([("What color is the big one?", "red")]), reader.encode([("What?", "red")])
+    visual = torch.randn(2, 9, 32, generator=torch.Generator().manual_seed(0))
+    losses, rows = reader.measure_tokens(visual, *collate([long, short], reader.pad))
+    alone, _ = reader.measure_tokens(visual[1:], *collate([short], reader.pad))
+    torch.testing.assert_close(losses[rows == 1], alone)
+
+
+def test_one_look_serves_all_towers_of_the_vit() -> None:
+    vit = OpenedVit(clip_teacher())
+    images = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    looker = Looker(images)
+    for method in METHODS[:-1]:
+        tower = build_tower(method, 64 if method == "vit" else 16, vit)
+        torch.testing.assert_close(tower.reduce(looker.see(tower)), tower(images), rtol=1e-4, atol=1e-5)
+
+
+def test_answers_and_losses_do_not_depend_on_the_batch(settings: ParetoSettings) -> None:
+    train, _ = load_quizzes(settings)
+    reader = build_reader(settings, [e.question for e in train.examples], 32, 0)
+    visual = torch.randn(6, 9, 32, generator=torch.Generator().manual_seed(0))
+    numbers = {name: number for number, name in enumerate(train.pictures)}
+    questions = [(e.question, numbers[str(e.image)]) for e in train.examples]
+    answers = [e.answers[0] for e in train.examples]
+    together = answer_all(reader, questions, visual.__getitem__, 4)
+    assert together == answer_all(reader, questions, visual.__getitem__, 4, batch=1)
+    nats = measure_answers(reader, questions, answers, visual.__getitem__)
+    alone = measure_answers(reader, questions, answers, visual.__getitem__, batch=1)
+    assert nats == pytest.approx(alone, rel=1e-4)
+    blind = measure_answers(reader, questions, answers, lambda rows: None)
+    assert blind != pytest.approx(nats, rel=1e-3)
+
+
+def test_settings_refuse(tmp_path: Path) -> None:
+    file = tmp_path / "p.yaml"
+    file.write_text("out: o\nteacher: t\nscenes: {}\nmethods: [pool]\n")
+    assert load_settings(file, ["tokens=[7]"]).tokens == (7,)
+    for override, words in (
+        ("methods=[pooling]", "unknown: pooling"),
+        ("methods=[sparseformer]", "needs an encoder directory"),
+        ("scenes=null", "either scenes, or both"),
+        ("training.stepps=3", "training.steps"),
+        ("tokens=[0]", "at least 1"),
+        ("training.seeds=[1, 1]", "different"),
+    ):
+        with pytest.raises(InputError, match=words):
+            load_settings(file, [override])
+
+
+def test_the_shipped_settings_are_whole(tmp_path: Path) -> None:
+    folder = Path(__file__).parents[2] / "configs" / "eval"
+    for name in ("pareto_scenes.yaml", "pareto_daquar.yaml"):
+        assert load_settings(folder / name).tokens
+    teacher = load_teacher(str(folder.parents[1] / "assets" / "scenes_clip"))
+    assert teacher.spec.grid == (12, 12)
+
+
+def test_trainings_are_put_together(settings: ParetoSettings) -> None:
+    many = replace(
+        settings,
+        methods=("pool", "sparseformer"),
+        tokens=(9,),
+        training=replace(settings.training, seeds=(0, 3)),
+    )
+    assert pareto.run(many)
+    made = points(many)
+    assert set(made) == {
+        f"{name}-seed{seed}" for name in ("pool-9", "sparseformer-9", "no-image") for seed in (0, 3)
+    }
+    assert made["pool-9-seed0"]["start_sha256"] != made["pool-9-seed3"]["start_sha256"]
+    content = json.loads((many.out / "pareto.json").read_text())
+    for point in content["points"]:
+        assert point["seeds"] == [0, 3]
+        figure = point["figures"][content["primary"]]
+        assert figure["value"] == pytest.approx(sum(figure["by_seed"]) / 2)
+
+
+def test_intervals_draw_whole_pictures() -> None:
+    values = {f"{picture}{question}": float(picture == "a") for picture in "abcd" for question in range(25)}
+    alike = resample_pictures(values, {key: key[0] for key in values})
+    apart = resample_pictures(values, {})
+    assert alike["value"] == apart["value"] == 0.25
+    assert (alike["n"], alike["pictures"], apart["pictures"]) == (100, 4, 100)
+    assert alike["high"] - alike["low"] > 2 * (apart["high"] - apart["low"])
+
+
+def test_ours_is_compared_on_the_same_questions(settings: ParetoSettings) -> None:
+    _, test = load_quizzes(settings)
+    keys = [example.key for example in test.examples]
+
+    def result(method: str, tokens: int, right: int) -> dict[str, Any]:
+        units = {key: float(place < right) for place, key in enumerate(keys)}
+        fields = {
+            "seed": 0,
+            "trained": "",
+            "loss": {"last": 0.0},
+            "figures": {"accuracy": 0.0},
+            "nats": units,
+        }
+        return {"method": method, "tokens": tokens, "units": units, **fields}
+
+    results = [result("vit", 64, 6), result("pool", 9, 2), result("sparseformer", 9, 4)]
+    vit, pool, ours = combine(results, test, own_tokens=9)
+    assert pool["ours_minus"]["value"] == pytest.approx(100 * 2 / len(keys))
+    assert vit["ours_minus"]["value"] == pytest.approx(-100 * 2 / len(keys))
+    assert "ours_minus" not in ours
+    assert "ours_minus" not in combine(results, test)[0]
+
+
+def test_picture_and_table_show_every_point() -> None:
+    figure = {"value": 50.0, "low": 40.0, "high": 60.0, "n": 9, "pictures": 3, "by_seed": [50.0]}
+    cost = {"gmacs": {"tower": 1.0, "projector": 0.1, "prefill": 0.2, "total": 1.3}}
+    clock = {"ms": {"tower": 3.0, "total": 4.0, "quartiles": [3.9, 4.2], "rounds": 3}}
+    both = {"figures": {"accuracy": figure}, "nats": {**figure, "value": 1.5}, **cost, **clock}
+    gain = {"ours_minus": {"value": 1.0, "low": -2.0, "high": 3.0}}
+    methods = ("vit", "pool", "sparseformer", "no-image")
+    results = [{"method": method, "tokens": 9, **both} for method in methods]
+    results[1] |= gain
+    table = write_table(results, "accuracy", ["tome at 3 (too few)"])
+    assert table.count("| 50.0 | 40.0 to 60.0 | one |") == 4
+    assert table.count("| +1.0 (-2.0 to +3.0) | 1.500 (40.000 to 60.000) | 1.000 | 0.300 | 1.300 |") == 1
+    assert "9 questions about 3 pictures." in table
+    assert "Not applicable: tome at 3 (too few)." in table
+    drawn = [draw_pareto(results, "accuracy", "title", "note") for _ in range(2)]
+    assert drawn[0] == drawn[1]
+
+
+def test_labels_are_moved_apart() -> None:
+    assert spread([1.0, 5.0], 1.0, 0.0, 10.0) == [1.0, 5.0]
+    assert spread([1.0, 1.0, 1.0], 1.0, 0.0, 10.0) == [1.0, 2.0, 3.0]
+    assert spread([9.9, 9.9], 1.0, 0.0, 10.0) == [9.0, 10.0]
