@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from bootstrap.data.config import DataConfig
 from bootstrap.data.decode import BadPictureError, decode_picture
+from bootstrap.data.places import open_source
 from bootstrap.data.skipped import SkippedPictures
-from bootstrap.data.source import AnySource, PictureSource, ShardSource, SubsetSource, hold_out, open_source
+from bootstrap.data.source import AnySource, PictureSource, ShardSource, SubsetSource, hold_out
 from bootstrap.data.stream import PictureBatch, PictureStream, build_stream, read_in_order
 from bootstrap.data.views import EvalView, TrainView, view_seed
 

@@ -12,8 +12,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from bootstrap.data.config import DataConfig
 from bootstrap.data.decode import BadPictureError
+from bootstrap.data.places import open_source
 from bootstrap.data.skipped import SkippedPictures
-from bootstrap.data.source import AnySource, PictureSource, open_source
+from bootstrap.data.source import AnySource, PictureSource
 from bootstrap.data.tasks import Planner, Position, Task, Wanted
 from bootstrap.data.views import EvalView, TrainView
 from sparse_vlm.transform import TransformConfig

@@ -12,8 +12,8 @@ from sparse_vlm.inherit_convert import listed
 from sparse_vlm.preprocessor import from_preprocessor_dict
 from sparse_vlm.transform import TransformConfig
 
+from .files import read_json
 from .hf_vit import LAYOUT_OF_CLASS, HfTrunk
-from .locate import read_json
 from .spec import TeacherError
 
 # What a configuration's model_type stands for when it does not name one of our classes itself.

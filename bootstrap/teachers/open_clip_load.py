@@ -11,7 +11,7 @@ import open_clip
 from open_clip.factory import get_model_config
 from torch import Tensor
 
-from .locate import find_weights, read_json
+from .files import find_weights, read_json
 from .open_clip_vit import build_open_clip_trunk
 from .spec import TeacherError
 from .trunk import Trunk

@@ -10,7 +10,7 @@ import timm
 from timm.models import load_state_dict
 from torch import Tensor, nn
 
-from .locate import find_weights
+from .files import find_weights
 from .spec import TeacherError
 from .timm_vit import TimmTrunk
 

@@ -15,8 +15,9 @@ import pytest
 from bootstrap.data.config import DataConfig
 from bootstrap.data.decode import BadPictureError
 from bootstrap.data.folder import FolderSource
+from bootstrap.data.places import guess_kind, open_source
 from bootstrap.data.shards import StreamedShards
-from bootstrap.data.source import PictureSource, ShardSource, guess_kind, hold_out, open_source
+from bootstrap.data.source import PictureSource, ShardSource, hold_out
 from bootstrap.data.tars import TarSource, build_index, expand_shards, index_folder, open_tars
 from tests.bootstrap import picture_files as files
 
