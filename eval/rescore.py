@@ -95,7 +95,10 @@ def describe_coverage(outcome: Rescored) -> dict[str, Any]:
     """How many questions were asked and answered, and every oddity of the answers, counted and named."""
     matched = outcome.matched
     asked = [example for example in outcome.examples if not example.optional]
+    # Where nothing could be scored, the benchmark keeps all gold answers to itself.
+    bare = [example.key for example in outcome.examples if not example.answers and outcome.judgements]
     odd = {
+        "unlabelled": bare,
         "missing": matched.missing,
         "unknown": matched.unknown,
         "repeated": matched.repeated,
@@ -142,6 +145,7 @@ def _notes(outcome: Rescored) -> list[str]:
     if not outcome.judgements:
         notes.append(f"no figures: {outcome.task.scorer}, or the files hold no gold answers")
     what = {
+        "unlabelled": "questions without a gold answer, left out of every figure",
         "missing": "questions without an answer",
         "unknown": "answers to questions that were not asked, left out",
         "repeated": "questions answered more than once, always alike",

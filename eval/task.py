@@ -124,6 +124,10 @@ class Task(ABC):
         if protocol not in self.prompts:
             known = " and ".join(repr(name) for name in self.prompts)
             raise InputError(f"{self.name} has no prompt protocol {protocol!r}; it has {known}.")
+        if not example.question and example.llava_prompt is None:
+            raise InputError(
+                f"Nothing says what question {example.question_id} of {self.name} is; give its question file."
+            )
         if protocol == BARE:
             return example.question
         if protocol == LLAVA:

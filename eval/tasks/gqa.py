@@ -93,7 +93,10 @@ def _by_id(rows: list[Any], path: Path) -> dict[str, Any]:
 
 
 def _question(key: str, row: dict[str, Any], path: Path) -> Question:
-    need(row, ("question", "imageId"), path, f"question {key}")
+    need(row, ("question",), path, f"question {key}")
+    if "imageId" not in row:  # copies that list records name the file
+        need(row, ("image",), path, f"question {key}")
+        return Question(key, row["question"], row["image"] if isinstance(row["image"], str) else None)
     return Question(key, row["question"], f"{row['imageId']}.jpg")
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from eval.answers import AnswerRecord, InputError, name_some, read_json_or_lines, read_text
 from eval.intervals import RESAMPLES, SEED, Figure, accuracy_figure, percentile_interval
 from eval.metrics.yes_no import read_mme
-from eval.questions import is_llava_file, need, required
+from eval.questions import bare_question, is_llava_file, need, required
 from eval.task import SHORT_ANSWER, Example, Judgement, Task, checked
 
 PERCEPTION = (
@@ -20,6 +20,7 @@ PERCEPTION = (
 )  # fmt: skip
 COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning")
 _YES_OR_NO = "Please answer yes or no."
+_STRAYS = 0.1  # share of questions that the answers' copy of the benchmark may lack
 
 
 def make_key(category: str, picture: str, question: str) -> str:
@@ -47,7 +48,8 @@ class Mme(Task):
             examples = _with_prompts(examples, questions, source)
         per_picture: dict[str, int] = {}
         for example in examples:
-            per_picture[example.facts["pair"]] = per_picture.get(example.facts["pair"], 0) + 1
+            if example.answers:
+                per_picture[example.facts["pair"]] = per_picture.get(example.facts["pair"], 0) + 1
         odd = [pair for pair, count in per_picture.items() if count != 2]
         if odd:
             raise InputError(
@@ -186,21 +188,29 @@ def _example(category: str, picture: str, question: str, gold: str, path: Path) 
 
 
 def _with_prompts(examples: list[Example], questions: Path, source: Path) -> list[Example]:
-    """The examples that LLaVA's question file asks, in its order."""
+    """The examples that LLaVA's question file asks, in its order.
+
+    Copies of MME differ by a few pictures. As in LLaVA's conversion for MME's scorer, questions without a
+    gold answer are left out of the figures; they stay among the examples, to be counted and named.
+    """
     content: Any = read_json_or_lines(questions)
     if not is_llava_file(content):
         raise InputError(f"{questions} is not LLaVA's question file for MME.")
     by_key = {example.key: example for example in examples}
     made, orphans = [], []
-    for row in content:
+    for number, row in enumerate(content, start=1):
+        need(row, ("question_id", "text"), questions, f"row {number}")
         category, _, picture = str(row["question_id"]).partition("/")
-        example = by_key.get(make_key(category, picture, row["text"]))
+        key = make_key(category, picture, row["text"])
+        example = by_key.get(key)
         if example is None:
             orphans.append(row["question_id"])
-        else:
-            image = row.get("image", example.image)
-            made.append(replace(example, llava_prompt=row["text"], image=image))
-    if orphans:
+            example = Example(
+                key, row["question_id"], bare_question(row["text"]), None, category=category, optional=True
+            )
+        image = row.get("image", example.image)
+        made.append(replace(example, llava_prompt=row["text"], image=image))
+    if len(orphans) > _STRAYS * len(content):
         raise InputError(
             f"{len(orphans)} of {len(content)} questions of {questions} are not in {source} "
             f"({name_some(orphans)}); is it another benchmark's file?"

@@ -10,7 +10,7 @@ from typing import Any
 from eval.answers import InputError, name_some, read_json_or_lines
 from eval.intervals import Figure, accuracy_figure
 from eval.metrics.vqa import normalise_evalai, vqa_accuracy
-from eval.questions import load_vqa_questions, need, required
+from eval.questions import Question, coco_picture, load_vqa_questions, need, required
 from eval.task import Example, Judgement, Task, checked
 
 
@@ -24,10 +24,17 @@ class VqaV2(Task):
     def load_examples(
         self, questions: Path | None, annotations: Path | None, images: Path | None = None
     ) -> list[Example]:
-        path = required(questions, "The question file (--questions)")
+        """Reads the question file and the annotations; the latter alone are enough for scoring."""
+        path = required(questions or annotations, "The question file (--questions)")
         content = read_json_or_lines(path)
-        rows = load_vqa_questions(path, content)
         gold: dict[int | str, dict[str, Any]] | None = None
+        if isinstance(content, dict) and "annotations" in content and "questions" not in content:
+            if annotations not in (None, path):
+                raise InputError(f"{path} is an annotation file; give the question file as --questions.")
+            annotations = path
+            rows = _annotated(content)
+        else:
+            rows = load_vqa_questions(path, content)
         if annotations is not None:
             subset = content.get("data_subtype") if isinstance(content, dict) else None
             gold = _load_annotations(annotations, subset, path)
@@ -80,6 +87,13 @@ class VqaV2(Task):
             if e.key in answers
         ]
         return ".json", json.dumps(rows).encode()
+
+
+def _annotated(content: dict[str, Any]) -> list[Question]:
+    """The questions that an annotation file knows by number only."""
+    subset = content.get("data_subtype", "")
+    rows = [row for row in content["annotations"] if isinstance(row, dict) and "question_id" in row]
+    return [Question(row["question_id"], "", coco_picture(row.get("image_id"), subset)) for row in rows]
 
 
 def _load_annotations(path: Path, subset: str | None, questions: Path) -> dict[int | str, dict[str, Any]]:
