@@ -13,7 +13,7 @@ from PIL import Image
 from torch import nn
 
 import sparse_vlm
-from llm_integration.tower import SparseFormerVisionTower
+from llm_integration.tower import SparseFormerVisionTower, _choose_device
 
 SMALL = sparse_vlm.SparseFormerConfig(
     stem_channels=8, num_latents=9, cls_token=False, focusing_width=16, focusing_heads=2,
@@ -99,6 +99,13 @@ def test_every_spelling_of_a_device_map(plain: Path, device_map: Any) -> None:
     assert tower(pictures()).device.type == "cpu"
 
 
+def test_device_maps_of_a_machine_with_gpus() -> None:
+    gpu = torch.device("cuda", 1)
+    spellings: list[Any] = [1, "cuda:1", gpu, {"": 1}, {"model.vision_tower": 1, "model": 0, "lm_head": 0}]
+    for device_map in spellings:
+        assert _choose_device(device_map) == gpu, device_map
+
+
 def test_missing_arguments_take_llavas_defaults(plain: Path) -> None:
     tower = SparseFormerVisionTower(plain, SimpleNamespace())
     assert (tower.select_layer, tower.select_feature, tower.tuned) == (-1, "patch", False)
@@ -167,6 +174,16 @@ def test_training_mode_does_not_reach_a_frozen_encoder(plain: Path) -> None:
     assert not tower.encoder.training
     assert not any(module.training for module in tower.encoder.modules())
     assert not tower(pictures().requires_grad_()).requires_grad
+
+
+def test_no_layer_has_a_name_that_lora_for_the_language_model_aims_at(plain: Path) -> None:
+    # peft goes by the end of a name. Those of Llama, Mistral, Qwen, Gemma, MPT and Phi:
+    aimed_at = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+    aimed_at |= {"Wqkv", "out_proj", "qkv_proj", "gate_up_proj", "dense", "lm_head"}
+    tower = SparseFormerVisionTower(plain, args(unfreeze_mm_vision_tower=True))
+    names = {name.rpartition(".")[2] for name, _ in tower.named_modules()}
+    assert "qkv" in names
+    assert not names & aimed_at
 
 
 @pytest.mark.parametrize("layer", [-1, -2, 1, 0])
