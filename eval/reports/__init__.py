@@ -1,0 +1,1 @@
+"""From finished runs to one page: what is read, what is drawn, how it looks."""
