@@ -13,7 +13,7 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,9 @@ import torch
 from tqdm import tqdm
 
 from bootstrap.memory import keep_freed_memory
-from bootstrap.teacher import TeacherError, load_teacher
 from eval.answers import InputError, read_text
-from eval.baselines.combine import combine
+from eval.baselines.combine import OURS, combine
+from eval.baselines.comparison import Comparison
 from eval.baselines.config import ParetoSettings, load_settings
 from eval.baselines.cost import count_parts, time_points
 from eval.baselines.data import Quiz, all_texts, load_pixels, load_quizzes, plan_batches
@@ -32,85 +32,13 @@ from eval.baselines.points import Looker, Point, build_reader, check_alike, run_
 from eval.baselines.reader import OPENING, Reader, ask
 from eval.baselines.table import write_table
 from eval.provenance import describe_origin
-from eval.towers import OpenedVit, Tower, TowerError, build_tower
-from sparse_vlm import load_encoder
 from sparse_vlm.atomic import write_atomic
-from sparse_vlm.checkpoint import EncoderDirectoryError, load_provenance
-from sparse_vlm.fingerprint import hash_tensors, hash_tower
 from sparse_vlm.settings import settings_to_dict
 from sparse_vlm.transform import ImageTransform
 
 CONFIG = "config.json"
-# What may differ when a run is taken up again: nothing an answer depends on.
-_FREE = ("timing_rounds",)
-
-
-class Comparison:
-    """All that the points of one run share.
-
-    Args:
-        settings: The run's.
-
-    Raises:
-        InputError: If files, teacher and encoder do not belong together.
-    """
-
-    def __init__(self, settings: ParetoSettings) -> None:
-        self.settings = settings
-        try:
-            teacher = load_teacher(settings.teacher, settings.teacher_weights)
-            self.encoder = None if settings.encoder is None else load_encoder(settings.encoder)
-        except (TeacherError, EncoderDirectoryError) as error:
-            raise InputError(str(error)) from None
-        self.teacher_hash = hash_tower(teacher.vision_state_dict())
-        self.vit = OpenedVit(teacher)
-        self.facts: dict[str, Any] = {"teacher_sha256": self.teacher_hash, "encoder_sha256": None}
-        if self.encoder is not None:
-            self._check_encoder()
-            self.facts["encoder_sha256"] = hash_tensors(self.encoder.state_dict())
-        self.points, self.skipped = self._list_points()
-
-    def _check_encoder(self) -> None:
-        """Same teacher, same pictures, same width."""
-        assert self.encoder is not None
-        assert self.settings.encoder is not None
-        made_from = load_provenance(self.settings.encoder).get("teacher", {}).get("tower_sha256")
-        if made_from is not None and made_from != self.teacher_hash:
-            raise InputError(
-                f"{self.settings.encoder} was bootstrapped from another teacher than {self.settings.teacher} "
-                f"(tower_sha256 {made_from[:12]}…, here {self.teacher_hash[:12]}…); fair is the same teacher."
-            )
-        self.facts["encoder_names_its_teacher"] = made_from is not None
-        theirs, ours = self.vit.spec.transform, self.encoder.transform.config
-        if theirs != ours or self.encoder.config.width != self.vit.spec.width:
-            raise InputError(
-                f"{self.settings.encoder} reads other pictures than the teacher, or is not as wide."
-            )
-
-    def build(self, point: Point) -> Tower | None:
-        """A point's tower; None for the model without pictures."""
-        if point.method == "no-image":
-            return None
-        return build_tower(point.method, point.tokens, self.vit, self.encoder, point.seed)
-
-    def _list_points(self) -> tuple[list[Point], list[str]]:
-        """Points within reach, and what is not, with the reason."""
-        settings = self.settings
-        wanted = [("vit", self.vit.num_patches)] if "vit" in settings.methods else []
-        others = [method for method in settings.methods if method != "vit"]
-        wanted += [(method, count) for count in settings.tokens for method in others]
-        wanted += [("no-image", 0)] if settings.floors else []
-        points, skipped = [], []
-        for method, count in wanted:
-            of_all = [Point(method, count, seed) for seed in settings.training.seeds]
-            try:
-                self.build(of_all[0])
-            except TowerError as error:
-                skipped.append(f"{method} at {count} ({error})")
-            else:
-                points += of_all
-        # Every point once, before any is trained with another seed.
-        return sorted(points, key=lambda point: settings.training.seeds.index(point.seed)), skipped
+# What may differ when a run is taken up again: which points there are, and nothing that a point depends on.
+_FREE = ("timing_rounds", "methods", "tokens", "encoder", "floors", "training.seeds")
 
 
 def run(settings: ParetoSettings, words: Sequence[str] = (), share: tuple[int, int] = (0, 1)) -> bool:
@@ -130,7 +58,7 @@ def run(settings: ParetoSettings, words: Sequence[str] = (), share: tuple[int, i
     """
     torch.set_num_threads(settings.threads)
     comparison = Comparison(settings)
-    claim(settings, comparison.facts)
+    claim(settings, comparison.teacher_hash)
     train, test = load_quizzes(settings)
     missing = [p for p in comparison.points if not _file(settings, p).is_file()]
     mine = [p for p in missing if comparison.points.index(p) % share[1] == share[0]]
@@ -142,32 +70,55 @@ def run(settings: ParetoSettings, words: Sequence[str] = (), share: tuple[int, i
         print(f"{len(absent)} trainings are still to come: {', '.join(absent)}")
         return False
     results = [json.loads(read_text(_file(settings, point))) for point in comparison.points]
-    check_alike(results)
+    _check_points(settings, comparison, results)
     own = 0 if comparison.encoder is None else comparison.encoder.num_tokens
     _finish(comparison, combine(results, test, own), (train, test), transform, words)
     return True
 
 
-def claim(settings: ParetoSettings, facts: dict[str, Any]) -> None:
-    """Makes the run's folder with its settings, or sees that they are those of the run in it.
+def claim(settings: ParetoSettings, teacher_hash: str) -> None:
+    """Makes the run's folder with its settings, or sees that they go with those of the run in it.
+
+    A run may get further points: other methods, token counts and seeds.
 
     Raises:
-        InputError: If they are not; names the keys.
+        InputError: If a point that is there would come out otherwise now; names the keys.
     """
-    ours = json.loads(json.dumps({**settings_to_dict(settings), **facts}, default=str))
+    plain = {**settings_to_dict(settings), "teacher_sha256": teacher_hash}
+    ours = flatten(json.loads(json.dumps(plain, default=str)))
     path = settings.out / CONFIG
     if path.is_file():
-        theirs = json.loads(read_text(path))
+        theirs = flatten(json.loads(read_text(path)))
         changed = [k for k in {**ours, **theirs} if k not in _FREE and theirs.get(k) != ours.get(k)]
         if changed:
             what = ", ".join(f"{key}: {theirs.get(key)!r} there, {ours.get(key)!r} here" for key in changed)
             raise InputError(
                 f"{settings.out} holds a run with other settings or weights ({what}); name another folder."
             )
-        return
-    if settings.out.is_dir() and any(settings.out.iterdir()):
+    elif settings.out.is_dir() and any(settings.out.iterdir()):
         raise InputError(f"{settings.out} is not empty and holds no run; name another folder with out=….")
-    write_atomic(path, json.dumps(ours, indent=1))
+    write_atomic(path, json.dumps(plain, indent=1, default=str))
+
+
+def flatten(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings under their dotted names."""
+    flat: dict[str, Any] = {}
+    for key, value in mapping.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
+
+
+def _check_points(
+    settings: ParetoSettings, comparison: Comparison, results: Sequence[dict[str, Any]]
+) -> None:
+    """Sees that points differ in their tower only, and that ours are of this encoder."""
+    check_alike(results)
+    for result in results:
+        if result["encoder_sha256"] not in (None, comparison.encoder_hash):
+            path = _file(settings, Point(result["method"], result["tokens"], result["seed"]))
+            raise InputError(
+                f"{path} is of another encoder than {settings.encoder}; delete it and run again."
+            )
 
 
 def _file(settings: ParetoSettings, point: Point) -> Path:
@@ -194,12 +145,13 @@ def _run_points(
                 bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
                 bar.update()
 
-            started = time.monotonic()
+            started = time.process_time()
             plan = plan_batches(train, training.steps, training.batch, training.turns, point.seed)
             tower = comparison.build(point)
             reader = build_reader(settings, texts, comparison.vit.spec.width, point.seed)
             result = run_point(point, tower, reader, plan, (lookers[0], lookers[1]), test, settings, on_step)
-            result["seconds"] = round(time.monotonic() - started, 1)
+            result["encoder_sha256"] = comparison.encoder_hash if point.method == OURS else None
+            result["cpu_seconds"] = round(time.process_time() - started, 1)
             write_atomic(_file(settings, point), json.dumps(result, indent=1, ensure_ascii=False))
 
 
@@ -233,7 +185,7 @@ def _finish(
         "prompt_tokens": prompt,
         "parameters": {"language model": count_weights(reader.llm), "projector": count_projector(reader)},
         "skipped": comparison.skipped,
-        "facts": comparison.facts,
+        "facts": {**comparison.facts, "encoder_sha256": comparison.encoder_hash},
         "points": results,
         "provenance": describe_origin("eval.pareto", words, plain, "cpu"),
     }

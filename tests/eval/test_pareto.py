@@ -15,6 +15,7 @@ pytest.importorskip("open_clip")
 from bootstrap.teacher import Teacher, load_teacher, spec_to_config
 from eval import pareto
 from eval.answers import InputError
+from eval.baselines import comparison
 from eval.baselines.combine import combine, resample_pictures
 from eval.baselines.config import (
     LlamaSettings,
@@ -39,7 +40,7 @@ from tests.eval.test_towers import clip_teacher
 @pytest.fixture
 def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ParetoSettings:
     teacher = clip_teacher()
-    monkeypatch.setattr(pareto, "load_teacher", lambda name, weights: teacher)
+    monkeypatch.setattr(comparison, "load_teacher", lambda name, weights: teacher)
     write_encoder(tmp_path / "encoder", teacher)
     return ParetoSettings(
         out=tmp_path / "run",
@@ -55,8 +56,8 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ParetoSettings:
     )
 
 
-def write_encoder(folder: Path, teacher: Teacher, tower_hash: str | None = None) -> None:
-    torch.manual_seed(0)
+def write_encoder(folder: Path, teacher: Teacher, tower_hash: str | None = None, seed: int = 0) -> None:
+    torch.manual_seed(seed)
     config = spec_to_config(teacher.spec, focusing_width=32, num_points=4, mixing_points=4, num_latents=11)
     encoder = SparseFormer(config, teacher.spec.transform)
     made_from = {"tower_sha256": tower_hash or hash_tower(teacher.vision_state_dict())}
@@ -68,7 +69,7 @@ def points(settings: ParetoSettings) -> dict[str, dict[str, Any]]:
 
 
 def without_clock(made: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    return {name: {k: v for k, v in point.items() if k != "seconds"} for name, point in made.items()}
+    return {name: {k: v for k, v in point.items() if k != "cpu_seconds"} for name, point in made.items()}
 
 
 def test_a_run_and_what_is_equal_in_it(settings: ParetoSettings) -> None:
@@ -130,6 +131,22 @@ def test_a_killed_run_goes_on_and_ends_alike(
     assert without_clock(points(small)) == without_clock(whole)
     with pytest.raises(InputError, match="limit: 8 there, 5 here"):
         pareto.run(replace(small, limit=5))
+    with pytest.raises(InputError, match=r"training\.lr: 0\.002 there"):
+        pareto.run(replace(small, training=replace(small.training, lr=0.1)))
+
+
+def test_a_run_gets_further_points(settings: ParetoSettings) -> None:
+    small = replace(settings, methods=("pool",), tokens=(9,), encoder=None, floors=False)
+    assert pareto.run(small)
+    before = points(small)
+    more = replace(small, methods=("pool", "sparseformer"), encoder=settings.encoder)
+    assert pareto.run(more)
+    assert set(points(more)) == {"pool-9-seed0", "sparseformer-9-seed0"}
+    assert points(more)["pool-9-seed0"] == before["pool-9-seed0"]
+    assert settings.encoder is not None
+    write_encoder(settings.encoder, clip_teacher(), seed=1)
+    with pytest.raises(InputError, match=r"sparseformer-9-seed0.json is of another encoder"):
+        pareto.run(more)
 
 
 def test_processes_share_the_points(settings: ParetoSettings) -> None:
@@ -318,6 +335,7 @@ def test_ours_is_compared_on_the_same_questions(settings: ParetoSettings) -> Non
         fields = {
             "seed": 0,
             "trained": "",
+            "training": {},
             "loss": {"last": 0.0},
             "figures": {"accuracy": 0.0},
             "nats": units,
