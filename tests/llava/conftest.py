@@ -7,11 +7,11 @@ command line.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 import multiprocessing
 import os
-import runpy
 import socket
 import subprocess
 import sys
@@ -20,12 +20,25 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
-from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
+
+
+def _read(name: str) -> ModuleType:
+    # By path: the tests' folder is not on the search path.
+    spec = importlib.util.spec_from_file_location(f"llava_lab_{name}", Path(__file__).with_name(f"{name}.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+CHILDREN, MATERIALS = _read("children"), _read("materials")
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "TOKENIZERS_PARALLELISM": "false",
@@ -38,20 +51,6 @@ ENVIRONMENT = {
 }
 # For runs without DeepSpeed; with it, this flag makes accelerate leave DeepSpeed out.
 CPU = ("--use_cpu", "True")
-# What has to come first under DeepSpeed on a CPU: LLaVA synchronises CUDA before it saves, where there is
-# nothing to synchronise, and DeepSpeed would compile collectives over shared memory for minutes. The last
-# lines are for check_zero.
-ON_CPU = """
-import deepspeed, torch
-torch.cuda.synchronize = lambda *args: None
-deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-initialize = deepspeed.initialize
-def initialize_and_tell(**arguments):
-    made = initialize(**arguments)
-    print("DeepSpeed runs with ZeRO stage", made[0].zero_optimization_stage(), flush=True)
-    return made
-deepspeed.initialize = initialize_and_tell
-"""
 # From every part of the encoder that the visual tokens depend on.
 TUNED_WEIGHTS = (
     "stem.conv.weight", "focusing.initial_rois", "focusing.stage.mixing.generator_out.weight",
@@ -59,8 +58,6 @@ TUNED_WEIGHTS = (
     "head.norm.weight",
 )  # fmt: skip
 PREFIX = "model.vision_tower.encoder."  # of the tower's weights in LLaVA's own files
-ASK = "<image>\nWhat colour is it?"
-COLOURS = {"red": (200, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 200), "white": (250, 250, 250)}
 
 
 @dataclass
@@ -75,7 +72,7 @@ class Lab:
     chats: Path
     forks: int = 0
     cpu = CPU
-    on_cpu = ON_CPU
+    on_cpu = CHILDREN.ON_CPU
 
     def run(self, *command: str, python: str = sys.executable, **environment: str) -> str:
         """Run a Python command of this environment; its output, or a failed test with the end of it."""
@@ -116,8 +113,11 @@ class Lab:
 
     def wait(self, started: list[tuple[BaseProcess, Path]], fails: bool = False) -> str:
         """Wait for started processes; what they printed, or a failed test with the end of it."""
-        for process, _ in started:
-            process.join()
+        while waiting := [process for process, _ in started if process.is_alive()]:
+            if any(process.exitcode for process, _ in started):
+                for process in waiting:  # it waits for one that died
+                    process.kill()
+            waiting[0].join(1)
         output = "\n".join(log.read_text() for _, log in started)
         codes = [process.exitcode for process, _ in started]
         assert any(codes) == fails, f"exit codes {codes}:\n{output[-6000:]}"
@@ -140,7 +140,7 @@ class Lab:
         """
         flags = self.flags(out, *more, **options)
         if not zero:
-            return self.fork(_train, [*flags, *CPU], plugged, fails=fails)
+            return self.fork(CHILDREN.train, [*flags, *CPU], plugged, fails=fails)
         port = self.find_port()
         started = []
         for rank in range(ranks):
@@ -149,7 +149,7 @@ class Lab:
                 "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
             }  # fmt: skip
             given = [f"--local_rank={rank}", "-m", "llava.train.train", *self.zero(zero), *flags]
-            started.append(self.start(_train_under_deepspeed, given, environment))
+            started.append(self.start(CHILDREN.train_under_deepspeed, given, environment))
         output = self.wait(started, fails)
         self.check_zero(output, zero)
         return output
@@ -223,11 +223,12 @@ class Lab:
             torch.testing.assert_close(value, right[name], msg=lambda text, name=name: f"{name}: {text}")
 
     def generate(
-        self, folder: Path, tower: Path, base: Path | None = None, out: str | None = None, **more: Any
-    ) -> None:
+        self, folder: Path, tower: Path, base: Path | None = None, out: str | None = None,
+        plugged: bool = True, fails: bool = False, **more: Any,
+    ) -> str:  # fmt: skip
         """Reload a checkpoint in a process of its own through LLaVA's loader, check its tower, generate."""
-        picture = str(self.pictures / "0.png")
-        self.fork(generate, str(folder), base and str(base), picture, str(tower), out, more)
+        places = (str(folder), base and str(base), str(self.pictures / "0.png"), str(tower))
+        return self.fork(CHILDREN.generate, *places, out, plugged, more, fails=fails)
 
     def losses(self, out: str) -> list[float]:
         """What the Trainer logged."""
@@ -266,129 +267,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
         folder, folder / "tiny-vicuna", folder / "encoder", folder / "pictures", folder / "captions.json",
         folder / "chats.json",
     )  # fmt: skip
-    _make_llm(made.llm)
-    make_encoder(made.encoder)
-    made.pictures.mkdir()
-    records = []
-    for number in range(8):
-        name, colour = list(COLOURS.items())[number % 4]
-        Image.new("RGB", (80 + 10 * number, 72), colour).save(made.pictures / f"{number}.png")
-        turns = [
-            {"from": "human", "value": "<image>\nWhat colour is it?"},
-            {"from": "gpt", "value": f"It is {name}."},
-        ]
-        records.append({"id": str(number), "image": f"{number}.png", "conversations": turns})
-    made.captions.write_text(json.dumps(records), encoding="utf-8")
-    for number in range(8, 12):  # without a picture, as some of LLaVA's own mix are
-        turns = [{"from": "human", "value": "What colour is it?"}, {"from": "gpt", "value": "It is red."}]
-        records.append({"id": str(number), "conversations": turns})
-    made.chats.write_text(json.dumps(records), encoding="utf-8")
+    MATERIALS.make_llm(made.llm)
+    MATERIALS.make_encoder(made.encoder)
+    MATERIALS.make_pictures(made.pictures, made.captions, made.chats)
     return made
-
-
-def _train(flags: list[str], plugged: bool) -> None:
-    from llm_integration.llava.__main__ import main
-
-    if plugged:
-        main(["-m", "llava.train.train", *flags])
-        return
-    sys.argv = ["train.py", *flags]
-    runpy.run_module("llava.train.train", run_name="__main__", alter_sys=True)
-
-
-def _train_under_deepspeed(given: list[str], environment: dict[str, Any]) -> None:
-    from llm_integration.llava.__main__ import main
-
-    os.environ.update({name: str(value) for name, value in environment.items()})
-    exec(ON_CPU, {})
-    main(given)
-
-
-def load(folder: str, base: str | None, **more: Any) -> tuple[Any, Any, Any]:
-    """LLaVA's own loading, on the CPU: tokenizer, model in fp32, image processor."""
-    from llava.mm_utils import get_model_name_from_path
-    from llava.model.builder import load_pretrained_model
-
-    name = get_model_name_from_path(folder)
-    tokenizer, model, processor, _ = load_pretrained_model(folder, base, name, device="cpu", **more)
-    return tokenizer, model.float(), processor
-
-
-def generate(
-    folder: str, base: str | None, picture: str, tower: str, out: str | None, more: dict[str, Any]
-) -> None:
-    """LLaVA's own loading and generation; checks the tower, merges and saves if asked to."""
-    import torch
-    from llava.mm_utils import process_images, tokenizer_image_token
-
-    import sparse_vlm
-    from llm_integration.llava import plugged_in
-
-    with plugged_in():
-        tokenizer, model, processor = load(folder, base, **more)
-    expected = sparse_vlm.load_encoder(tower).state_dict()
-    found = model.get_vision_tower().encoder.state_dict()
-    assert expected.keys() == found.keys()
-    assert all(torch.equal(expected[key].float(), found[key]) for key in found)
-    assert all(value.numel() and torch.isfinite(value).all() for value in model.state_dict().values())
-    images = process_images([Image.open(picture)], processor, model.config)
-    tokens = tokenizer_image_token(f"USER: {ASK} ASSISTANT:", tokenizer, return_tensors="pt")[None]
-    with torch.inference_mode():
-        seen = [
-            model.generate(
-                tokens, images=batch, do_sample=False, max_new_tokens=5, min_new_tokens=5,
-                output_scores=True, return_dict_in_generate=True,
-            )
-            for batch in (images, -images)
-        ]  # fmt: skip
-    assert len(seen[0].scores) == 5
-    assert not torch.equal(seen[0].scores[0], seen[1].scores[0]), "the picture makes no difference"
-    if out is not None:
-        model.save_pretrained(out)
-        tokenizer.save_pretrained(out)
-
-
-def make_encoder(folder: Path, seed: int = 0, **changes: Any) -> None:
-    """A random encoder of 49 tokens, 64 wide."""
-    import torch
-
-    import sparse_vlm
-
-    torch.manual_seed(seed)
-    config = sparse_vlm.SparseFormerConfig(
-        stem_channels=16, num_latents=49, cls_token=False, focusing_width=32, focusing_heads=2,
-        focusing_mlp_width=64, focusing_repeats=2, num_points=4, mixing_points=8, generator_width=16,
-        handover_generator_width=16, width=64, depth=2, heads=2, mlp_width=128, pooling="mean",
-        output_width=0, head_bias=False,
-    )  # fmt: skip
-    transform = sparse_vlm.TransformConfig(image_size=64)
-    sparse_vlm.build_encoder(config.replace(**changes), transform).save(folder, {"teacher": "none"})
-
-
-def _make_llm(folder: Path) -> None:
-    """A random two-layer Llama with a real SentencePiece tokenizer, as Vicuna's files are."""
-    import sentencepiece
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM, LlamaTokenizer
-
-    folder.mkdir()
-    corpus = folder.parent / "corpus.txt"
-    sentences = [
-        "A chat between a curious user and an artificial intelligence assistant.",
-        "The assistant gives helpful, detailed, and polite answers to the user's questions.",
-        "USER: What colour is it? ASSISTANT: It is red. It is green. It is blue. It is white.",
-    ]
-    corpus.write_text("\n".join(sentences * 20), encoding="utf-8")
-    sentencepiece.SentencePieceTrainer.train(
-        input=str(corpus), model_prefix=str(folder / "tokenizer"), vocab_size=400, model_type="bpe",
-        byte_fallback=True, unk_id=0, bos_id=1, eos_id=2, pad_id=-1, minloglevel=2, hard_vocab_limit=False,
-        normalization_rule_name="identity", character_coverage=1.0,
-    )  # fmt: skip
-    tokenizer = LlamaTokenizer(str(folder / "tokenizer.model"), legacy=False)
-    tokenizer.save_pretrained(folder)
-    torch.manual_seed(1)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=2,
-        num_attention_heads=4, max_position_embeddings=2048,
-    )  # fmt: skip
-    LlamaForCausalLM(config).save_pretrained(folder)

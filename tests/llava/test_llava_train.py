@@ -84,6 +84,11 @@ def test_a_projector_checkpoint_reloads_on_its_language_model(lab: Lab, pretrain
     lab.generate(pretrained, lab.encoder, base=lab.llm)
 
 
+def test_without_the_plug_a_checkpoint_does_not_load(lab: Lab, pretrained: Path) -> None:
+    output = lab.generate(pretrained, lab.encoder, base=lab.llm, plugged=False, fails=True)
+    assert "this directory holds a SparseFormer of sparse_vlm, not a CLIP checkpoint" in output
+
+
 def test_a_tuned_checkpoint_reloads_with_its_tuned_tower(lab: Lab, tuned: Path) -> None:
     lab.generate(tuned, tuned / "vision_tower")
 
