@@ -1,0 +1,128 @@
+"""What a training step costs with one tower and with another.
+
+python -m eval.cost_train --model sf_l_49 --baseline vit_l_14_336 --llm 7b --batch 1 8 32 --dtype bf16
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import gc
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from eval.answers import InputError
+from eval.cost import append_record
+from eval.costs.shapes import build_subject, list_llms, list_towers
+from eval.costs.train_step import measure_steps
+from eval.provenance import describe_origin
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+STAGES = ("align", "lora", "tune")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns its exit status."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    parser = argparse.ArgumentParser(prog="python -m eval.cost_train", description=__doc__.split("\n")[0])
+    parser.add_argument(
+        "--model",
+        action="append",
+        required=True,
+        help=f"{', '.join(list_towers())}, an encoder directory or a LLaVA directory; may be given again",
+    )
+    parser.add_argument("--baseline", default="vit_l_14_336", help="the tower that ratios refer to")
+    parser.add_argument("--llm", default="7b", help=f"{', '.join(list_llms())} (default 7b)")
+    parser.add_argument(
+        "--stage", nargs="+", choices=STAGES, default=["align", "lora"], help="what is trained"
+    )
+    parser.add_argument("--words", type=int, default=64, help="tokens of a question (default 64)")
+    parser.add_argument("--answer", type=int, default=64, help="tokens of an answer (default 64)")
+    parser.add_argument("--batch", type=int, nargs="+", default=[1], help="conversations a step")
+    parser.add_argument("--rounds", type=int, default=5, help="timed steps (default 5)")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--dtype", choices=list(_DTYPES), default="fp32")
+    parser.add_argument("--checkpointing", action="store_true", help="recompute activations")
+    parser.add_argument("--json", type=Path, help="append the record to this file of JSON lines")
+    options = parser.parse_args(words)
+    try:
+        report = run(options)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    settings = {key: str(value) for key, value in vars(options).items() if key != "json"}
+    report["provenance"] = describe_origin("eval.cost_train", words, settings, options.device)
+    print(format_steps(report))
+    if options.json is not None:
+        append_record(options.json, report)
+    return 0
+
+
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    """Measures what the options name, one tower after the other.
+
+    Raises:
+        InputError: If something cannot be built.
+    """
+    if min(*options.batch, options.rounds, options.words, options.answer) < 1:
+        raise InputError("--batch, --rounds, --words and --answer must be at least 1.")
+    dtype = _DTYPES[options.dtype]
+    names = list(dict.fromkeys([options.baseline, *options.model]))
+    labels = {name: build_subject(name, options.llm, "meta", dtype).label for name in names}
+    steps: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+    for stage in options.stage:
+        for name in names:
+            print(f"{labels[name]}, {stage} …", file=sys.stderr, flush=True)
+            subject = build_subject(name, options.llm, options.device, dtype)
+            costs = measure_steps(
+                subject,
+                stage,
+                options.batch,
+                options.words,
+                options.answer,
+                options.rounds,
+                options.device,
+                options.checkpointing,
+            )
+            steps[name] += [dataclasses.asdict(cost) for cost in costs]
+            del subject
+            gc.collect()
+    return {
+        "llm": options.llm,
+        "dtype": options.dtype,
+        "baseline": options.baseline,
+        "labels": labels,
+        "steps": steps,
+    }
+
+
+def format_steps(report: dict[str, Any]) -> str:
+    """The table of step times: medians, quartiles, and the ratio to the baseline of the same run."""
+    lines = [
+        f"Median seconds of a training step, quartiles in brackets; {report['llm']} Llama, "
+        f"{report['provenance']['device']}, {report['dtype']}.",
+        f"{'':26}{'stage':>7}{'batch':>7}{'tokens':>8}{'trained M':>11}{'step':>28}{'times less':>12}"
+        f"{'peak GB':>9}",
+    ]
+    for name, rows in report["steps"].items():
+        for row, base in zip(rows, report["steps"][report["baseline"]], strict=True):
+            spread, ratio = "does not fit", ""
+            if row["step"] is not None:
+                step = row["step"]
+                spread = f"{step['median']:.4g} [{step['low']:.4g}, {step['high']:.4g}]"
+                if base["step"] is not None:
+                    ratio = f"{base['step']['median'] / step['median']:.2f}x"
+            peak = "" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 1e9:.1f}"
+            lines.append(
+                f"{report['labels'][name]:<26}{row['stage']:>7}{row['batch']:>7}{row['tokens']:>8}"
+                f"{row['trained'] / 1e6:>11.1f}{spread:>28}{ratio:>12}{peak:>9}"
+            )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
