@@ -35,8 +35,11 @@ def install() -> str:
         SystemExit: if the environment cannot be written to.
     """
     target = path()
+    # Half a line would be an error in every Python that starts; sparse_vlm.atomic would import torch here.
+    temporary = target.with_name(f"{FILE_NAME}.new")
     try:
-        target.write_text(_LINE, encoding="utf-8")
+        temporary.write_text(_LINE, encoding="utf-8")
+        temporary.replace(target)
     except OSError as error:
         raise SystemExit(f"cannot write {target}: {error.strerror}; use an environment of your own") from None
     return f"installed {target}"

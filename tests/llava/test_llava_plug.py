@@ -52,6 +52,18 @@ def test_the_context_manager_is_undone_in_an_imported_llava_and_in_a_fresh_one(l
     lab.run("-c", IN_AND_OUT)
 
 
+def test_deepspeeds_launcher_passes_a_module_on() -> None:
+    from deepspeed.launcher.runner import parse_args
+
+    from llm_integration.llava.__main__ import split_command
+
+    ours = ["-m", "llava.train.train", "--deepspeed", "zero3.json", "--lora_enable", "True"]
+    parsed = parse_args(["--num_gpus", "2", "--module", "llm_integration.llava", *ours])
+    assert (parsed.module, parsed.user_script, parsed.user_args) == (True, "llm_integration.llava", ours)
+    started = ["--local_rank=1", *parsed.user_args]
+    assert split_command(started) == ("llava.train.train", None, ["--local_rank=1", *ours[2:]])
+
+
 def test_the_pth_file_lets_an_unmodified_command_line_train(lab: Lab) -> None:
     lab.run("-m", "venv", "--without-pip", str(lab.folder / "env"))
     python = str(lab.folder / "env" / "bin" / "python")
