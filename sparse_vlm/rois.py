@@ -39,7 +39,7 @@ def build_initial_rois(num_latents: int, layout: str, device: torch.device | str
     if num_latents < 1:
         raise ValueError(f"num_latents must be at least 1, got {num_latents}")
     if layout == "tiles":
-        return _cut_tiles(num_latents).to(device)
+        return _cut_tiles(num_latents, device)
     side = math.isqrt(num_latents)
     rois = torch.zeros(num_latents, 4, dtype=torch.float32, device=device)
     rois[:, 2:] = 1.0
@@ -54,16 +54,16 @@ def build_initial_rois(num_latents: int, layout: str, device: torch.device | str
     return rois
 
 
-def _cut_tiles(count: int) -> Tensor:
+def _cut_tiles(count: int, device: torch.device | str | None) -> Tensor:
+    # Made where it is needed: a copy from the host would not fit into a CUDA graph.
     rows = round(math.sqrt(count))
     tiles = []
     for row in range(rows):
         columns = count // rows + (row < count % rows)
-        tiles += [
-            (column / columns, row / rows, (column + 1) / columns, (row + 1) / rows)
-            for column in range(columns)
-        ]
-    return torch.tensor(tiles, dtype=torch.float32)  # (N, 4)
+        x1 = torch.arange(columns, dtype=torch.float32, device=device)
+        y1 = torch.full_like(x1, row)
+        tiles.append(torch.stack((x1 / columns, y1 / rows, (x1 + 1) / columns, (y1 + 1) / rows), dim=-1))
+    return torch.cat(tiles)  # (N, 4)
 
 
 def adjust_rois(rois_xyxy: Tensor, deltas: Tensor) -> Tensor:

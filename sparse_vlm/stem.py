@@ -26,7 +26,10 @@ class EarlyConvolution(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Map pictures (B, 3, H, W) to features (B, C, ceil(H/4), ceil(W/4))."""
+        # Channels last in memory: the layer norm and every sample read the C numbers of a cell together, and
+        # on a CPU convolution and pooling are several times faster.
+        x = self.conv(images.contiguous(memory_format=torch.channels_last))
         # Pooling first: a maximum commutes with ReLU and leaves it a quarter of the cells.
-        x = F.relu(F.max_pool2d(self.conv(images), kernel_size=3, stride=2, padding=1))
+        x = F.relu(F.max_pool2d(x, kernel_size=3, stride=2, padding=1))
         x = x.permute(0, 2, 3, 1)  # (B, H/4, W/4, C)
         return F.layer_norm(x, (x.shape[-1],)).permute(0, 3, 1, 2)  # (B, C, H/4, W/4)
