@@ -14,9 +14,10 @@ import torch
 import torch.nn.functional as F
 
 from eval.answers import InputError
-from eval.encoder.classify import build_classifier, load_classes, rank_classes
+from eval.encoder.classes import load_classes
+from eval.encoder.classify import build_classifier, rank_classes
 from eval.encoder.command import Sheet, build_parser, load_looks, run_command, see
-from eval.encoder.pictures import load_pictures
+from eval.encoder.sources import open_pictures
 from eval.intervals import Figure, bootstrap_mean
 
 
@@ -25,7 +26,7 @@ def measure(options: argparse.Namespace) -> Sheet:
     looks, teacher = load_looks(options)
     if options.encoder is None or teacher is None:
         raise InputError("Agreement needs both --encoder and --teacher.")
-    features = see(looks, load_pictures(options.pictures), options)
+    features = see(looks, open_pictures(options.pictures), options)
     ours, theirs = features["encoder"].values, features["teacher"].values
     if ours.shape != theirs.shape:
         raise InputError(
@@ -36,8 +37,10 @@ def measure(options: argparse.Namespace) -> Sheet:
     near = F.normalize(ours, dim=-1) @ F.normalize(theirs, dim=-1).T
     hits = {"same_picture": (near.argmax(-1) == torch.arange(len(ours))).int().tolist()}
     if options.classes is not None:
-        names, templates = load_classes(options.classes)
-        classifier = build_classifier(names, templates, teacher.encode_text)
+        if not teacher.has_text:
+            raise InputError(f"The teacher {options.teacher} has no text side, so --classes has no use.")
+        classes = load_classes(options.classes)
+        classifier = build_classifier(classes.names, classes.templates, teacher.encode_text)
         same = rank_classes(ours, classifier).argmax(-1) == rank_classes(theirs, classifier).argmax(-1)
         hits["same_class"] = same.int().tolist()
     elif not teacher.has_text and teacher.spec.output_width and teacher.spec.head_bias:
@@ -54,7 +57,7 @@ def measure(options: argparse.Namespace) -> Sheet:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
     parser = build_parser("agreement", __doc__.split("\n")[0])
-    parser.add_argument("--pictures", type=Path, required=True, help="folder of pictures")
+    parser.add_argument("--pictures", type=Path, required=True, help="folder of pictures; or that of CIFAR")
     parser.add_argument("--classes", help="'imagenet', or a JSON with classes and templates")
     return run_command("agreement", parser, measure, arguments)
 

@@ -51,6 +51,24 @@ def accuracy_figure(scores: Sequence[float], protocol: str = "", detail: bool = 
     return Figure(value, n, 100 * low, 100 * high, "bootstrap", protocol=protocol, detail=detail)
 
 
+def grouped_figure(scores: Sequence[float], groups: Sequence[int], protocol: str = "") -> Figure:
+    """Mean score in percent of questions that come in groups; the bootstrap draws groups.
+
+    Args:
+        scores: One a question.
+        groups: The group of each, such as the picture that a caption is of.
+        protocol: Printed beside the figure.
+    """
+    place = {group: row for row, group in enumerate(dict.fromkeys(groups))}
+    rows = np.fromiter((place[group] for group in groups), dtype=np.int64, count=len(groups))
+    sums = np.bincount(rows, weights=np.asarray(scores, dtype=np.float64))
+    # Groups of one size and one sum are alike, so that the work does not grow with their number.
+    kinds, counts = np.unique(np.stack([sums, np.bincount(rows)], axis=1), axis=0, return_counts=True)
+    low, high = bootstrap_counts(counts.tolist(), lambda drawn: (drawn @ kinds[:, 0]) / (drawn @ kinds[:, 1]))
+    value = 100 * float(sum(scores)) / len(scores)
+    return Figure(value, len(scores), 100 * low, 100 * high, "bootstrap over pictures", protocol=protocol)
+
+
 def wilson_interval(right: int, n: int) -> tuple[float, float]:
     """Wilson's 95 % score interval of a proportion, as fractions."""
     share = right / n

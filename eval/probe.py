@@ -30,6 +30,7 @@ def measure(options: argparse.Namespace) -> Sheet:
         hits[look] = {f"top{k}": part for k, part in score_ranks(scores, splits.test_labels).items()}
         sheet.notes.append(f"{look}: C = {fitted.strength}")
     sheet.add(hits)
+    sheet.notes.extend([splits.note] if splits.note else [])
     sheet.note_bad(splits.train)
     sheet.note_bad(splits.test)
     return sheet

@@ -11,10 +11,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 
 from eval.answers import InputError
-from eval.encoder.command import Sheet, build_parser, load_looks, run_command, see
-from eval.encoder.pictures import load_captioned
+from eval.encoder.captions import load_captioned
+from eval.encoder.command import Sheet, build_parser, load_looks, positive, run_command, see
 from eval.encoder.recall import recall
 
 _TEXTS_AT_ONCE = 256
@@ -25,21 +26,30 @@ def measure(options: argparse.Namespace) -> Sheet:
     looks, teacher = load_looks(options)
     if teacher is None or not teacher.has_text:
         raise InputError(f"The teacher {options.teacher} has no text side with a tokenizer.")
-    captioned = load_captioned(options.annotations, options.images, options.split, options.limit)
+    if "{}" not in options.template:
+        raise InputError(f"--template has no {{}} for the caption: {options.template!r}.")
+    captioned = load_captioned(
+        options.annotations, options.images, options.split, options.limit, options.captions_per_picture
+    )
     features = see(looks, captioned.pictures, options)
     places = next(iter(features.values())).places
     rank = {place: row for row, place in enumerate(places)}
     kept = [(rank[o], c) for o, c in zip(captioned.owners, captioned.captions, strict=True) if o in rank]
-    texts = torch.cat(
+    owners = [owner for owner, _ in kept]
+    texts = [options.template.replace("{}", caption) for _, caption in kept]
+    embedded = torch.cat(
         [
-            teacher.encode_text([caption for _, caption in kept[start : start + _TEXTS_AT_ONCE]])
-            .float()
-            .cpu()
-            for start in range(0, len(kept), _TEXTS_AT_ONCE)
+            teacher.encode_text(texts[start : start + _TEXTS_AT_ONCE]).float().cpu()
+            for start in tqdm(range(0, len(texts), _TEXTS_AT_ONCE), unit="batch", desc="texts", disable=None)
         ]
     )
-    sheet = Sheet(f"retrieval, {len(places)} pictures, {len(kept)} captions, {options.annotations}")
-    sheet.add({look: recall(part.values, texts, [o for o, _ in kept]) for look, part in features.items()})
+    named = f", template {options.template!r}" if options.template != "{}" else ""
+    sheet = Sheet(f"retrieval, {len(places)} pictures, {len(kept)} captions, {options.annotations}{named}")
+    hits = {look: recall(part.values, embedded, owners) for look, part in features.items()}
+    first = next(iter(hits.values()))
+    # A picture's captions are not independent of each other.
+    groups = {name: owners for name in first if name.startswith("text_to_image")}
+    sheet.add(hits, groups)
     sheet.note_bad(features)
     return sheet
 
@@ -49,6 +59,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = build_parser("retrieval", __doc__.split("\n")[0])
     parser.add_argument("--annotations", type=Path, required=True, help="Karpathy's file, or COCO's captions")
     parser.add_argument("--images", type=Path, required=True, help="picture folder")
+    parser.add_argument(
+        "--captions-per-picture", type=positive, help="only the first so many of each picture"
+    )
+    parser.add_argument("--template", default="{}", help="text around a caption, such as 'a photo of {}'")
     parser.add_argument("--split", default="test", help="of Karpathy's file (default test)")
     return run_command("retrieval", parser, measure, arguments)
 

@@ -10,12 +10,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from eval.answers import InputError
-from eval.encoder.classify import build_classifier, load_classes, rank_classes, score_ranks
-from eval.encoder.command import Sheet, build_parser, labels_of, load_looks, run_command, see
-from eval.encoder.pictures import load_pictures
+import torch
 
-_CIFAR_TEMPLATES = ["a photo of a {}.", "a blurry photo of a {}.", "a photo of the {}."]
+from eval.answers import InputError
+from eval.encoder.classes import TEMPLATE_SETS, classes_of, label_map, load_classes
+from eval.encoder.classify import build_classifier, rank_classes, score_ranks
+from eval.encoder.command import Sheet, build_parser, labels_of, load_looks, no_labels, run_command, see
+from eval.encoder.sources import open_pictures
 
 
 def measure(options: argparse.Namespace) -> Sheet:
@@ -26,19 +27,22 @@ def measure(options: argparse.Namespace) -> Sheet:
             f"The teacher {options.teacher} has no text side with a tokenizer; for such teachers there are "
             "python -m eval.knn and python -m eval.probe."
         )
-    pictures = load_pictures(options.pictures, options.labels)
+    pictures = open_pictures(options.pictures, options.labels)
     if options.classes is not None:
-        names, templates = load_classes(options.classes)
-    elif pictures.classes is not None:
-        names, templates = [name.replace("_", " ") for name in pictures.classes], _CIFAR_TEMPLATES
+        classes = load_classes(options.classes, options.templates)
     else:
-        raise InputError("Name the classes: --classes imagenet, or --classes FILE.json.")
+        classes = classes_of(pictures, options.templates)
+    if pictures.labels is None:
+        raise InputError(no_labels(pictures))
+    places, note = label_map(pictures, classes)
     features = see(looks, pictures, options)
-    labels = labels_of(pictures, options, next(iter(features.values())).places)
-    if int(labels.max()) >= len(names):
-        raise InputError(f"Label {int(labels.max())} has no class: {options.classes} names {len(names)}.")
-    classifier = build_classifier(names, templates, teacher.encode_text)
-    sheet = Sheet(f"zero-shot, {len(names)} classes, {len(templates)} templates, {options.pictures}")
+    own = labels_of(pictures, options, next(iter(features.values())).places)
+    labels = torch.tensor(places)[own]
+    classifier = build_classifier(classes.names, classes.templates, teacher.encode_text)
+    sheet = Sheet(
+        f"zero-shot, {len(classes.names)} classes, {len(classes.templates)} templates, {pictures.source}"
+    )
+    sheet.notes.extend([note] if note else [])
     hits = {
         look: {
             f"top{k}": scores
@@ -54,10 +58,17 @@ def measure(options: argparse.Namespace) -> Sheet:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
     parser = build_parser("zeroshot", __doc__.split("\n")[0])
-    parser.add_argument("--pictures", type=Path, required=True, help="folder; or CIFAR's binary version")
+    parser.add_argument(
+        "--pictures", type=Path, required=True, help="folder; or that of CIFAR's binary version"
+    )
     parser.add_argument("--labels", type=Path, help="JSON of file names and class indices")
     parser.add_argument(
         "--classes", help="'imagenet', or a JSON with classes and templates; default: the folders'"
+    )
+    parser.add_argument(
+        "--templates",
+        choices=TEMPLATE_SETS,
+        help="prompts to use instead of those that belong to the classes",
     )
     return run_command("zeroshot", parser, measure, arguments)
 

@@ -2,44 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from tqdm import tqdm
 
-from eval.answers import InputError, read_text
-
-
-def load_classes(source: str) -> tuple[list[str], list[str]]:
-    """Class names and prompt templates.
-
-    Args:
-        source: "imagenet" for open_clip's names and templates, or a JSON file with "classes" and "templates".
-
-    Returns:
-        Names in label order, and templates with "{}" for the name.
-
-    Raises:
-        InputError: If the file holds neither.
-    """
-    if source == "imagenet":
-        from open_clip import IMAGENET_CLASSNAMES, OPENAI_IMAGENET_TEMPLATES
-
-        return list(IMAGENET_CLASSNAMES), [template("{}") for template in OPENAI_IMAGENET_TEMPLATES]
-    path = Path(source)
-    try:
-        table = json.loads(read_text(path))
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path} is not JSON ({error}).") from None
-    if not isinstance(table, dict) or not table.get("classes") or not table.get("templates"):
-        raise InputError(f'{path} must hold "classes" and "templates".')
-    wrong = [template for template in table["templates"] if "{}" not in template]
-    if wrong:
-        raise InputError(f"{path}: these templates have no {{}} for the class name: {', '.join(wrong)}.")
-    return list(table["classes"]), list(table["templates"])
+from eval.answers import InputError
 
 
 def build_classifier(
@@ -56,7 +26,7 @@ def build_classifier(
         (classes, E).
     """
     rows = []
-    for name in names:
+    for name in tqdm(names, unit="class", desc="prompts", disable=None):
         texts = encode([template.replace("{}", name) for template in templates]).float().cpu()
         rows.append(F.normalize(F.normalize(texts, dim=-1).mean(dim=0), dim=-1))
     return torch.stack(rows)

@@ -19,9 +19,20 @@ from eval.compare import Comparison, compare_scores
 from eval.encoder.features import Features, extract
 from eval.encoder.looks import Look, load_encoder_look, load_teacher_look
 from eval.encoder.pictures import Pictures
-from eval.intervals import Figure, accuracy_figure
+from eval.intervals import Figure, accuracy_figure, grouped_figure
 from eval.provenance import describe_origin
 from sparse_vlm.atomic import write_atomic
+
+
+def positive(text: str) -> int:
+    """An option's whole number of at least 1."""
+    try:
+        value = int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number") from None
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, and is {value}")
+    return value
 
 
 def build_parser(name: str, about: str, needs_teacher: bool = True) -> argparse.ArgumentParser:
@@ -30,13 +41,16 @@ def build_parser(name: str, about: str, needs_teacher: bool = True) -> argparse.
     parser.add_argument(
         "--encoder", type=Path, help="encoder directory; without it only the teacher is scored"
     )
-    parser.add_argument("--num-tokens", type=int, help="tokens of a picture (default: the encoder's own)")
+    parser.add_argument(
+        "--num-tokens", type=positive, help="tokens of a picture (default: the encoder's own)"
+    )
     parser.add_argument(
         "--teacher", required=needs_teacher, help="as in bootstrap: open_clip:…, timm:…, hf:…, DIR"
     )
     parser.add_argument("--weights", help="checkpoint file of the teacher")
-    parser.add_argument("--batch", type=int, default=64, help="pictures at once (default 64)")
-    parser.add_argument("--limit", type=int, help="only so many pictures, evenly over the classes")
+    parser.add_argument("--batch", type=positive, default=64, help="pictures at once (default 64)")
+    parser.add_argument("--limit", type=positive, help="only so many pictures, evenly over the classes")
+    parser.add_argument("--workers", type=positive, default=4, help="threads that read pictures (default 4)")
     parser.add_argument("--max-bad", type=int, default=100, help="unreadable pictures allowed (default 100)")
     parser.add_argument("--cache", type=Path, help="folder to keep embeddings in")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -65,7 +79,7 @@ def see(looks: Mapping[str, Look], pictures: Pictures, options: argparse.Namespa
     """Embeddings of all looks; they skip the same pictures, since reading comes before looking."""
     chosen = pictures.first(options.limit)
     return {
-        name: extract(look, chosen, options.batch, options.cache, options.max_bad)
+        name: extract(look, chosen, options.batch, options.cache, options.max_bad, options.workers)
         for name, look in looks.items()
     }
 
@@ -78,11 +92,16 @@ def labels_of(pictures: Pictures, options: argparse.Namespace, places: Sequence[
     """
     chosen = pictures.first(options.limit)
     if chosen.labels is None:
-        raise InputError(
-            f"Nothing says what the pictures of {pictures.source} show: put them in class folders, name them "
-            "like 207_golden_retriever.jpg, or pass --labels FILE.json."
-        )
+        raise InputError(no_labels(pictures))
     return torch.tensor([chosen.labels[place] for place in places])
+
+
+def no_labels(pictures: Pictures) -> str:
+    """The message for pictures without labels."""
+    return (
+        f"Nothing says what the pictures of {pictures.source} show: put them in class folders, name them "
+        "like 207_golden_retriever.jpg, or pass a JSON file of labels."
+    )
 
 
 @dataclasses.dataclass
@@ -101,17 +120,30 @@ class Sheet:
     differences: dict[str, Comparison] = dataclasses.field(default_factory=dict)
     notes: list[str] = dataclasses.field(default_factory=list)
 
-    def add(self, hits: Mapping[str, Mapping[str, Sequence[int]]]) -> None:
-        """Adds right-or-wrong scores: look, then figure, then one score a question."""
+    def add(
+        self,
+        hits: Mapping[str, Mapping[str, Sequence[int]]],
+        groups: Mapping[str, Sequence[int]] | None = None,
+    ) -> None:
+        """Adds right-or-wrong scores.
+
+        Args:
+            hits: Look, then figure, then one score a question.
+            groups: For figures whose questions are not independent, the group of each: intervals and
+                comparisons are then over groups.
+        """
         for look, by_name in hits.items():
-            self.figures.setdefault(look, {}).update(
-                {name: accuracy_figure(scores, self.protocol) for name, scores in by_name.items()}
-            )
+            made = self.figures.setdefault(look, {})
+            for name, scores in by_name.items():
+                if groups and name in groups:
+                    made[name] = grouped_figure(scores, groups[name], self.protocol)
+                else:
+                    made[name] = accuracy_figure(scores, self.protocol)
         if {"teacher", "encoder"} <= hits.keys():
             for name, scores in hits["teacher"].items():
+                own = groups[name] if groups and name in groups else range(len(scores))
                 both = (scores, hits["encoder"][name])
-                units = [{str(place): float(score) for place, score in enumerate(part)} for part in both]
-                self.differences[name] = compare_scores(*units)
+                self.differences[name] = compare_scores(*(_means(part, own) for part in both))
 
     def note_bad(self, features: Mapping[str, Features]) -> None:
         """Counts and names the pictures that could not be read."""
@@ -137,6 +169,14 @@ class Sheet:
             if made.first:
                 lines.append(f"kept, {name}: {100 * made.second / made.first:.1f} %")
         return "\n".join([*lines, *self.notes])
+
+
+def _means(scores: Sequence[int], groups: Sequence[int]) -> dict[str, float]:
+    """Mean score of each group."""
+    own: dict[int, list[int]] = {}
+    for score, group in zip(scores, groups, strict=True):
+        own.setdefault(group, []).append(score)
+    return {str(group): sum(part) / len(part) for group, part in own.items()}
 
 
 def run_command(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -36,7 +38,12 @@ class Features:
 
 
 def extract(
-    look: Look, pictures: Pictures, batch: int = 64, cache: Path | None = None, max_bad: int = 100
+    look: Look,
+    pictures: Pictures,
+    batch: int = 64,
+    cache: Path | None = None,
+    max_bad: int = 100,
+    workers: int = 4,
 ) -> Features:
     """Embeds pictures, or reads what an earlier call with the same look and pictures has kept.
 
@@ -46,6 +53,7 @@ def extract(
         batch: Pictures at once.
         cache: Folder to keep embeddings in; None keeps none.
         max_bad: So many pictures may be unreadable; one more ends it.
+        workers: Threads that read pictures while others are looked at.
 
     Raises:
         InputError: If too many pictures are bad, or none is good.
@@ -59,24 +67,33 @@ def extract(
     values: list[Tensor] = []
     places: list[int] = []
     bad: list[str] = []
-    with tqdm(total=len(pictures.names), unit="picture", desc=Path(look.name).name, disable=None) as bar:
-        for start in range(0, len(pictures.names), batch):
+    total = len(pictures.names)
+    with (
+        ThreadPoolExecutor(workers) as pool,
+        tqdm(total=total, unit="picture", desc=Path(look.name).name, disable=None) as bar,
+    ):
+        read = partial(_read_picture, look, pictures)
+        starts = range(0, total, batch)
+        coming = [pool.submit(read, place) for place in range(min(batch, total))]
+        for start in starts:
+            now, later = coming, range(start + batch, min(start + 2 * batch, total))
+            coming = [pool.submit(read, place) for place in later]  # while this batch is looked at
             pixels = []
-            for place in range(start, min(start + batch, len(pictures.names))):
-                try:
-                    pixels.append(look.prepare(pictures.read(place)))
-                except BadPictureError as error:
-                    bad.append(f"{pictures.names[place]}: {error}")
-                    if len(bad) > max_bad:
-                        raise InputError(
-                            f"{len(bad)} pictures of {pictures.source} cannot be read "
-                            f"({name_some(bad, 3)}); {max_bad} are allowed."
-                        ) from None
+            for place, result in enumerate((future.result() for future in now), start=start):
+                if isinstance(result, Tensor):
+                    pixels.append(result)
+                    places.append(place)
                     continue
-                places.append(place)
+                bad.append(f"{pictures.names[place]}: {result}")
+                if len(bad) > max_bad:
+                    pool.shutdown(cancel_futures=True)
+                    raise InputError(
+                        f"{len(bad)} pictures of {pictures.source} cannot be read "
+                        f"({name_some(bad, 3)}); {max_bad} are allowed."
+                    )
             if pixels:
                 values.append(look.embed(torch.stack(pixels)))
-            bar.update(min(batch, len(pictures.names) - start))
+            bar.update(len(now))
     if not values:
         raise InputError(f"No picture of {pictures.source} can be read ({name_some(bad, 3)}).")
     features = Features(torch.cat(values), tuple(places), tuple(bad))
@@ -85,6 +102,13 @@ def extract(
         tensors = {"values": features.values.contiguous(), "places": torch.tensor(features.places)}
         write_atomic(path, save(tensors, metadata={"bad": json.dumps(features.bad), "look": look.name}))
     return features
+
+
+def _read_picture(look: Look, pictures: Pictures, place: int) -> Tensor | BadPictureError:
+    try:
+        return look.prepare(pictures.read(place))
+    except BadPictureError as error:
+        return error
 
 
 def _read(path: Path) -> Features:

@@ -14,10 +14,12 @@ def vote(
     k: int = 20,
     temperature: float = 0.07,
     chunk: int = 1024,
+    device: str = "cpu",
 ) -> Tensor:
     """Class scores by the k nearest neighbours.
 
-    Each neighbour votes for its class with exp(cosine / temperature) (DINO, arXiv 2104.14294, section 4.1).
+    Each neighbour votes for its class with exp(cosine / temperature) (DINO, arXiv 2104.14294, section 4.1),
+    here divided by the nearest one's vote.
 
     Args:
         train: (n, E).
@@ -26,16 +28,19 @@ def vote(
         k: Neighbours; all of them where there are fewer.
         temperature: Of the votes.
         chunk: Test rows at once, which bounds memory.
+        device: Where to compare.
 
     Returns:
         (m, classes).
     """
-    known = F.normalize(train.float(), dim=-1)
+    known = F.normalize(train.to(device).float(), dim=-1)
+    labels = train_labels.to(device)
     classes = int(train_labels.max()) + 1
     parts = []
     for rows in F.normalize(test.float(), dim=-1).split(chunk):
-        nearest = (rows @ known.T).topk(min(k, len(known)), dim=-1)
-        weights = (nearest.values / temperature).exp()
-        votes = torch.zeros(len(rows), classes)
-        parts.append(votes.scatter_add_(1, train_labels[nearest.indices], weights))
+        nearest = (rows.to(device) @ known.T).topk(min(k, len(known)), dim=-1)
+        # Less the nearest one's, which all votes of a row share, so that no small temperature overflows.
+        weights = ((nearest.values - nearest.values[:, :1]) / temperature).exp()
+        votes = torch.zeros(len(rows), classes, device=device)
+        parts.append(votes.scatter_add_(1, labels[nearest.indices], weights).cpu())
     return torch.cat(parts)

@@ -13,6 +13,9 @@ from sparse_vlm import SparseFormer
 class VisualEncoder(nn.Module):
     """An encoder with the face of open_clip's `model.visual`: pictures in, pooled embeddings out.
 
+    `preprocess_cfg` is what open_clip builds a model's image transform from, so that its own loaders prepare
+    pictures as this encoder was trained.
+
     Args:
         encoder: The encoder.
         num_tokens: Of a picture; the encoder's own by default.
@@ -24,6 +27,13 @@ class VisualEncoder(nn.Module):
         self.num_tokens = num_tokens
         transform = encoder.transform.config
         self.image_size = (transform.height, transform.width)
+        self.preprocess_cfg = {
+            "size": self.image_size,
+            "mean": transform.mean,
+            "std": transform.std,
+            "interpolation": transform.interpolation,
+            "resize_mode": transform.resize,
+        }
         self.output_dim = encoder.config.output_width or encoder.config.width
 
     def forward(self, images: Tensor) -> Tensor:
@@ -41,8 +51,15 @@ def replace_visual(model: Any, encoder: SparseFormer, num_tokens: int | None = N
         num_tokens: Of a picture; the encoder's own by default.
 
     Raises:
-        InputError: If the embeddings' widths differ.
+        InputError: If the embeddings' widths differ, or open_clip's transforms cannot prepare pictures as the
+            encoder needs them.
     """
+    transform = encoder.transform.config
+    if transform.resized_at_least != (transform.height, transform.width):
+        raise InputError(
+            f"The encoder's pictures are resized to {transform.resized_at_least} and then cropped to "
+            f"{(transform.height, transform.width)}; open_clip's transform resizes to the crop's size only."
+        )
     visual = VisualEncoder(encoder, num_tokens)
     width = getattr(model.visual, "output_dim", None)
     if width is not None and width != visual.output_dim:

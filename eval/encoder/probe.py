@@ -42,7 +42,12 @@ class Probe:
 
 
 def fit_probe(
-    train: Tensor, labels: Tensor, classes: int, strengths: Sequence[float] = STRENGTHS, seed: int = 0
+    train: Tensor,
+    labels: Tensor,
+    classes: int,
+    strengths: Sequence[float] = STRENGTHS,
+    seed: int = 0,
+    device: str = "cpu",
 ) -> Probe:
     """Logistic regression with an L2 penalty on standardised embeddings, by L-BFGS.
 
@@ -56,6 +61,7 @@ def fit_probe(
         classes: How many there are.
         strengths: Values of C to choose from; the smallest of equally good ones is taken.
         seed: Of the split.
+        device: Where to fit.
 
     Raises:
         InputError: If there are fewer than two pictures.
@@ -66,19 +72,19 @@ def fit_probe(
     held, rest = order[: max(1, len(train) // 5)], order[max(1, len(train) // 5) :]
     right = []
     for strength in strengths:
-        made = _fit(train[rest], labels[rest], classes, strength)
+        made = _fit(train[rest], labels[rest], classes, strength, device)
         right.append(int((made.scores(train[held]).argmax(-1) == labels[held]).sum()))
-    return _fit(train, labels, classes, strengths[right.index(max(right))])
+    return _fit(train, labels, classes, strengths[right.index(max(right))], device)
 
 
-def _fit(train: Tensor, labels: Tensor, classes: int, strength: float) -> Probe:
-    values = train.double()
+def _fit(train: Tensor, labels: Tensor, classes: int, strength: float, device: str) -> Probe:
+    values, labels = train.to(device).double(), labels.to(device)
     mean, scale = values.mean(dim=0), values.std(dim=0, correction=0)
     scale = torch.where(scale > 0, scale, torch.ones_like(scale))
     values = (values - mean) / scale
-    seen = torch.zeros(classes, dtype=torch.bool).index_fill_(0, labels, True)
-    weight = torch.zeros(classes, values.shape[1], dtype=torch.float64, requires_grad=True)
-    bias = torch.zeros(classes, dtype=torch.float64, requires_grad=True)
+    seen = torch.zeros(classes, dtype=torch.bool, device=device).index_fill_(0, labels, True)
+    weight = torch.zeros(classes, values.shape[1], dtype=torch.float64, device=device, requires_grad=True)
+    bias = torch.zeros(classes, dtype=torch.float64, device=device, requires_grad=True)
     solver = torch.optim.LBFGS(
         [weight, bias], max_iter=_STEPS, tolerance_grad=1e-7, tolerance_change=1e-12, history_size=10,
         line_search_fn="strong_wolfe",
@@ -93,4 +99,5 @@ def _fit(train: Tensor, labels: Tensor, classes: int, strength: float) -> Probe:
         return made
 
     solver.step(loss)
-    return Probe(mean, scale, weight.detach(), bias.detach(), seen, strength)
+    parts = (part.detach().cpu() for part in (mean, scale, weight, bias, seen))
+    return Probe(*parts, strength=strength)

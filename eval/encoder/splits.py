@@ -9,11 +9,12 @@ from pathlib import Path
 
 from torch import Tensor
 
-from eval.answers import InputError
+from eval.answers import InputError, name_some
 from eval.encoder.command import labels_of, see
 from eval.encoder.features import Features
 from eval.encoder.looks import Look
-from eval.encoder.pictures import load_pictures
+from eval.encoder.pictures import Pictures
+from eval.encoder.sources import open_pictures
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class Splits:
         test: By look.
         test_labels: (m,).
         classes: How many there are.
+        note: What had to be taken for granted about the labels.
     """
 
     train: dict[str, Features]
@@ -33,12 +35,20 @@ class Splits:
     test: dict[str, Features]
     test_labels: Tensor
     classes: int
+    note: str = ""
 
 
 def add_split_options(parser: argparse.ArgumentParser) -> None:
     """The options that name the splits."""
-    parser.add_argument("--train", type=Path, required=True, help="labelled pictures to learn from")
-    parser.add_argument("--test", type=Path, required=True, help="labelled pictures to be tested on")
+    parser.add_argument(
+        "--train", type=Path, required=True, help="labelled pictures to learn from; or the folder of CIFAR"
+    )
+    parser.add_argument(
+        "--test",
+        type=Path,
+        required=True,
+        help="labelled pictures to be tested on; or the same folder of CIFAR",
+    )
     parser.add_argument("--train-labels", type=Path, help="JSON of file names and class indices")
     parser.add_argument("--test-labels", type=Path, help="JSON of file names and class indices")
 
@@ -49,15 +59,31 @@ def load_splits(looks: Mapping[str, Look], options: argparse.Namespace) -> Split
     Raises:
         InputError: If their classes are not the same, or the folders are.
     """
-    if options.train.resolve() == options.test.resolve():
+    train = open_pictures(options.train, options.train_labels, "train")
+    test = open_pictures(options.test, options.test_labels, "test")
+    if options.train.resolve() == options.test.resolve() and train.source == test.source:
         raise InputError("--train and --test are the same folder.")
-    train = load_pictures(options.train, options.train_labels)
-    test = load_pictures(options.test, options.test_labels)
-    if train.classes is not None and test.classes is not None and train.classes != test.classes:
-        strange = sorted(set(train.classes) ^ set(test.classes))
-        raise InputError(f"--train and --test have other classes ({', '.join(strange[:5])}).")
+    note = _check_classes(train, test)
     seen, asked = see(looks, train, options), see(looks, test, options)
     train_labels = labels_of(train, options, next(iter(seen.values())).places)
     test_labels = labels_of(test, options, next(iter(asked.values())).places)
     classes = 1 + int(max(train_labels.max(), test_labels.max()))
-    return Splits(seen, train_labels, asked, test_labels, classes)
+    return Splits(seen, train_labels, asked, test_labels, classes, note)
+
+
+def _check_classes(train: Pictures, test: Pictures) -> str:
+    """Refuses splits that number classes differently; a note where only one of them names its classes."""
+    if train.classes == test.classes:
+        return ""
+    named, other = (train, test) if train.classes is not None else (test, train)
+    if named.classes is not None and other.classes is not None:
+        strange = sorted(set(named.classes) ^ set(other.classes))
+        raise InputError(
+            f"--train and --test have other classes ({name_some(strange)})."
+            if strange
+            else "--train and --test list their classes in another order."
+        )
+    top, count = max(other.labels or (0,)), len(named.classes or ())
+    if top >= count:
+        raise InputError(f"{other.source} has the label {top}, and {named.source} {count} classes.")
+    return f"labels of {other.source} are taken to be places among the classes of {named.source}"

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,13 +19,17 @@ from safetensors.torch import load_file
 from bootstrap.scenes.__main__ import main as write_scenes
 from eval.agreement import main as agreement
 from eval.answers import InputError
-from eval.encoder.classify import build_classifier, load_classes, rank_classes
+from eval.encoder.captions import load_captioned
+from eval.encoder.classes import classes_of, label_map, load_classes, template_set
+from eval.encoder.classify import build_classifier, rank_classes, score_ranks
 from eval.encoder.features import extract
 from eval.encoder.looks import load_encoder_look, load_teacher_look
 from eval.encoder.neighbours import vote
 from eval.encoder.open_clip_route import replace_visual
-from eval.encoder.pictures import load_captioned, load_pictures
+from eval.encoder.pictures import load_pictures
+from eval.encoder.probe import fit_probe
 from eval.encoder.recall import recall
+from eval.encoder.sources import open_pictures
 from eval.knn import main as knn
 from eval.probe import main as probe
 from eval.retrieval import main as retrieval
@@ -98,27 +104,52 @@ def test_zero_shot_side_by_side(scenes: Path, student: Path, tmp_path: Path, cap
     assert 100 * own["top1"] == pytest.approx(made["figures"]["encoder"]["top1"]["value"])
 
 
-def test_open_clips_own_zero_shot_code_gives_the_same(scenes: Path, student: Path) -> None:
+def test_open_clips_own_zero_shot_code_gives_the_same(
+    scenes: Path, student: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     open_clip = pytest.importorskip("open_clip")
+    runner = pytest.importorskip("open_clip_train.zero_shot")
+    from open_clip.model import get_model_preprocess_cfg
+    from open_clip.transform import PreprocessCfg, image_transform_v2
+
     model, _, _ = open_clip.create_model_and_transforms(f"local-dir:{TEACHER}")
     model = replace_visual(model.eval(), load_encoder(student).eval())
-    names, templates = load_classes(str(TEACHER / "zeroshot.json"))
+    classes = load_classes(str(TEACHER / "zeroshot.json"))
     tokenizer = open_clip.get_tokenizer(f"local-dir:{TEACHER}")
     theirs = open_clip.build_zero_shot_classifier(
-        model, tokenizer, names, [lambda name, t=t: t.replace("{}", name) for t in templates]
+        model, tokenizer, classes.names, [lambda name, t=t: t.replace("{}", name) for t in classes.templates]
     )
     _, teacher = load_teacher_look(str(TEACHER))
-    ours = build_classifier(names, templates, teacher.encode_text)
+    ours = build_classifier(classes.names, classes.templates, teacher.encode_text)
     assert torch.allclose(theirs.T, ours, atol=1e-5)
+
     look = load_encoder_look(student)
-    pictures = load_pictures(scenes / "heldout" / "images").first(5)
-    pixels = torch.stack([look.prepare(pictures.read(place)) for place in range(5)])
-    with torch.no_grad():
-        logits = F.normalize(model.encode_image(pixels), dim=-1) @ theirs
-    assert torch.allclose(logits, rank_classes(look.embed(pixels), ours), atol=1e-5)
+    pictures = load_pictures(scenes / "heldout" / "images", scenes / "heldout" / "labels.json")
+    assert pictures.labels is not None
+    transform = image_transform_v2(PreprocessCfg(**get_model_preprocess_cfg(model)), is_train=False)
+    pixels = torch.stack([transform(pictures.read(place)) for place in range(20)])
+    assert torch.equal(pixels, torch.stack([look.prepare(pictures.read(place)) for place in range(20)]))
+    labels = torch.tensor(pictures.labels)
+    loader = [(pixels[:12], labels[:12]), (pixels[12:], labels[12:])]
+    options = SimpleNamespace(device="cpu", precision="fp32", batch_size=12)
+    # The loop is open_clip's; its counting makes floats of arrays of one element, which numpy 2.4 refuses.
+    monkeypatch.setattr(
+        runner,
+        "accuracy",
+        lambda output, target, topk: [
+            float((output.topk(k).indices == target[:, None]).any(dim=1).sum()) for k in topk
+        ],
+    )
+    top1, top5 = runner.run(model, theirs, loader, options)
+    hits = score_ranks(rank_classes(look.embed(pixels), ours), labels)
+    assert (top1, top5) == (sum(hits[1]) / 20, sum(hits[5]) / 20)
+
     narrow = build_encoder(load_encoder(student).config.replace(output_width=64))
     with pytest.raises(InputError, match="joint space has width 128, the encoder's 64"):
         replace_visual(model, narrow)
+    cropped = TransformConfig(image_size=96, resize_size=110)
+    with pytest.raises(InputError, match="open_clip's transform resizes to the crop's size only"):
+        replace_visual(model, build_encoder(load_encoder(student).config, cropped))
 
 
 def test_neighbours_and_probe(scenes: Path, student: Path, tmp_path: Path, capsys: Any) -> None:
@@ -149,7 +180,28 @@ def test_the_vote_is_dinos() -> None:
         votes = [0.0] * 4
         for cosine, label in sorted(cosines, reverse=True)[:5]:
             votes[label] += math.exp(cosine / 0.1)
-        assert made[row].tolist() == pytest.approx(votes, rel=1e-4)
+        scale = max(math.exp(cosine / 0.1) for cosine, _ in cosines)
+        assert made[row].tolist() == pytest.approx([share / scale for share in votes], rel=1e-4)
+    assert vote(train, labels, test, temperature=1e-4).isfinite().all()
+
+
+def test_the_probe_stands_where_its_loss_is_smallest() -> None:
+    generator = torch.Generator().manual_seed(2)
+    labels = torch.arange(60) % 3
+    train = torch.randn(60, 4, generator=generator) + 2 * F.one_hot(labels, 4)
+    made = fit_probe(train, labels, classes=5, strengths=(0.5,))
+    values = ((train.double() - made.mean) / made.scale).requires_grad_(False)
+    weight, bias = made.weight[:3].clone().requires_grad_(), made.bias[:3].clone().requires_grad_()
+    loss = (
+        0.5 * F.cross_entropy(values @ weight.T + bias, labels, reduction="sum") + weight.square().sum() / 2
+    )
+    for part in torch.autograd.grad(loss, (weight, bias)):
+        assert part.abs().max() < 1e-3
+    scores = made.scores(train)
+    assert (scores.argmax(-1) == labels).float().mean() > 0.8
+    assert scores[:, 3:].isneginf().all()  # classes that training never saw
+    with pytest.raises(InputError, match="needs two training pictures at least, and there is 1"):
+        fit_probe(train[:1], labels[:1], classes=3)
 
 
 def test_recall_is_that_of_a_plain_search() -> None:
@@ -181,8 +233,12 @@ def test_retrieval_and_agreement(scenes: Path, student: Path, tmp_path: Path, ca
     made = json.loads((tmp_path / "a.json").read_text())["figures"]["encoder"]
     assert set(made) == {"same_picture", "same_class", "cosine"}
     capsys.readouterr()
-    assert retrieval([*both, *files, "--limit", "3"]) == 0
-    assert "3 pictures" in capsys.readouterr().out
+    assert retrieval([*both, *files, "--limit", "3", "--captions-per-picture", "1"]) == 0
+    assert "3 pictures, 3 captions" in capsys.readouterr().out
+    assert retrieval([*both, *files, "--limit", "3", "--template", "a photo of {}"]) == 0
+    assert "template 'a photo of {}'" in capsys.readouterr().out
+    assert retrieval([*both, *files, "--template", "a photo"]) == 2
+    assert "--template has no {} for the caption" in capsys.readouterr().err
 
 
 def karpathy(tmp_path: Path) -> Path:
@@ -209,34 +265,133 @@ def test_karpathys_files(tmp_path: Path) -> None:
     assert made.pictures.names == ("val2014/1.png", "val2014/2.png")
     assert made.captions == ("a 1", "b", "a 2", "b")
     assert made.owners == (0, 0, 1, 1)
+    assert load_captioned(path, tmp_path, per_picture=1).captions == ("a 1", "a 2")
     with pytest.raises(InputError, match="has no split 'val'; it has test, train"):
         load_captioned(path, tmp_path, "val")
+    listed = [{"image": f"val2014/{n}.png", "caption": [f"a {n}", "b"]} for n in (1, 2)]
+    other = tmp_path / "coco_karpathy_test.json"
+    other.write_text(json.dumps(listed))
+    assert load_captioned(other, tmp_path).captions == made.captions
+    other.write_text(json.dumps([*listed, listed[0]]))
+    with pytest.raises(InputError, match=r"1 pictures more than once \(val2014/1.png\)"):
+        load_captioned(other, tmp_path)
+    other.write_text(json.dumps([*listed, {"caption": "no picture"}]))
+    with pytest.raises(InputError, match="an entry that is not whole"):
+        load_captioned(other, tmp_path)
     (tmp_path / "val2014" / "2.png").unlink()
     with pytest.raises(InputError, match=r"1 pictures of .* are not in .*2\.png"):
         load_captioned(path, tmp_path)
 
 
+def cifar(folder: Path, hundred: bool, train: bool = False) -> Path:
+    """One picture a split, red in row 3, column 5, of the second class."""
+    folder.mkdir(parents=True, exist_ok=True)
+    pixels = np.zeros((3, 32, 32), np.uint8)
+    pixels[0, 3, 5] = 200
+    record = bytes([9, 1] if hundred else [1]) + pixels.tobytes()
+    names = ["test.bin" if hundred else "test_batch.bin"]
+    if train:
+        names += ["train.bin"] if hundred else [f"data_batch_{n}.bin" for n in range(1, 6)]
+    for name in names:
+        (folder / name).write_bytes(record)
+    words = folder / ("fine_label_names.txt" if hundred else "batches.meta.txt")
+    words.write_text("apple\nsweet_pepper\n\n")
+    return folder / names[0]
+
+
 @pytest.mark.parametrize("hundred", [False, True])
 def test_cifars_binary_version(tmp_path: Path, hundred: bool) -> None:
     folder = tmp_path / ("cifar-100-binary" if hundred else "cifar-10-batches-bin")
-    folder.mkdir()
-    pixels = np.zeros((3, 32, 32), np.uint8)
-    pixels[0, 3, 5] = 200  # red, row 3, column 5
-    head = [9, 1] if hundred else [1]
-    (folder / ("test.bin" if hundred else "test_batch.bin")).write_bytes(bytes(head) + pixels.tobytes())
-    (folder / ("fine_label_names.txt" if hundred else "batches.meta.txt")).write_text("apple\nbear\n\n")
-    made = load_pictures(tmp_path)
-    assert (made.labels, made.classes) == ((1,), ("apple", "bear"))
+    test = cifar(folder, hundred, train=True)
+    made = open_pictures(tmp_path)
+    assert (made.labels, made.classes) == ((1,), ("apple", "sweet_pepper"))
     assert made.read(0).getpixel((5, 3)) == (200, 0, 0)
-    (folder / ("test.bin" if hundred else "test_batch.bin")).write_bytes(b"123")
+    assert len(open_pictures(folder, split="train").names) == (1 if hundred else 5)
+    classes = classes_of(made)
+    assert classes.names[1] == "sweet pepper"
+    assert len(classes.templates) == 18
+    assert label_map(made, classes) == ([0, 1], "")
+    test.write_bytes(b"123")
     with pytest.raises(InputError, match="no whole number of CIFAR records"):
-        load_pictures(tmp_path)
+        open_pictures(tmp_path)
+    test.unlink()
+    with pytest.raises(InputError, match=f"lacks CIFAR-{100 if hundred else 10}'s {test.name}"):
+        open_pictures(tmp_path)
+
+
+def test_cifars_prompts_are_those_of_clips_authors() -> None:
+    made = template_set("cifar")
+    assert len(set(made)) == 18
+    assert {"a photo of a {}.", "a low contrast photo of the {}.", "a photo of a small {}."} <= set(made)
+    with pytest.raises(InputError, match="no template set 'cifer'"):
+        template_set("cifer")
+
+
+def test_neighbours_on_cifars_own_splits(student: Path, tmp_path: Path, capsys: Any) -> None:
+    cifar(tmp_path / "cifar-10-batches-bin", hundred=False, train=True)
+    words = ["--encoder", str(student), "--train", str(tmp_path), "--test", str(tmp_path)]
+    assert knn([*words, "--k", "3"]) == 0
+    assert "3 nearest neighbours" in capsys.readouterr().out
+    assert knn([*words, "--temperature", "0"]) == 2
+    assert "--temperature must be above 0" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        knn([*words, "--k", "0"])
 
 
 def test_cifars_pickle_is_refused(tmp_path: Path) -> None:
     (tmp_path / "test_batch").write_bytes(b"")
     with pytest.raises(InputError, match="is a pickle; take the binary version"):
-        load_pictures(tmp_path)
+        open_pictures(tmp_path)
+
+
+def test_class_folders_find_their_class_by_name(tmp_path: Path) -> None:
+    def folders(*names: str) -> Any:
+        root = tmp_path / "-".join(names)
+        for name in names:
+            (root / name).mkdir(parents=True)
+            Image.new("RGB", (4, 4)).save(root / name / "a.png")
+        return load_pictures(root)
+
+    file = tmp_path / "classes.json"
+    file.write_text(json.dumps({"classes": ["Polar bear", "ant"], "templates": ["a {}"]}))
+    classes = load_classes(str(file))
+    assert label_map(folders("ant", "polar_bear"), classes) == ([1, 0], "")
+    places, note = label_map(folders("x", "y"), classes)
+    assert (places, "in the order of their names" in note) == ([0, 1], True)
+    with pytest.raises(InputError, match=r"1 of the 2 class folders .* have no class of that name \(bee\)"):
+        label_map(folders("ant", "bee"), classes)
+    with pytest.raises(InputError, match="has 3 classes, none of which is among the 2"):
+        label_map(folders("x", "y", "z"), classes)
+    imagenet = load_classes("imagenet")
+    some = folders("n01443537", "n02099601")  # not all thousand, and still the right ones
+    assert [imagenet.names[place] for place in label_map(some, imagenet)[0]] == [
+        "goldfish",
+        "Golden Retriever",
+    ]
+    with pytest.raises(InputError, match="has WordNet ids for names; pass --classes imagenet"):
+        classes_of(some)
+    assert len(load_classes("imagenet", "simple").templates) == 7
+    assert load_pictures(tmp_path / "ant-bee" / "ant").labels is None
+    (tmp_path / "only").mkdir()
+    (tmp_path / "ant-bee" / "ant").rename(tmp_path / "only" / "images")
+    assert load_pictures(tmp_path / "only").labels is None  # one folder is no class
+
+
+def test_labels_of_a_file_are_checked(tmp_path: Path) -> None:
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    file = tmp_path / "labels.json"
+    for content, said in (
+        ({"b.png": 1}, r"says nothing about 1 pictures .* \(a.png\)"),
+        ({"a.png": "cat"}, "must be a class index, and is 'cat'"),
+        ({"labels": {"a.png": 2}, "classes": ["x", "y"]}, "must be a class index below 2, and is 2"),
+        ([1], "must be an object of file names"),
+    ):
+        file.write_text(json.dumps(content))
+        with pytest.raises(InputError, match=said):
+            load_pictures(tmp_path, file)
+    file.write_text(json.dumps({"labels": {"a.png": 1}, "classes": ["x", "y"]}))
+    made = load_pictures(tmp_path, file)
+    assert (made.labels, made.classes) == ((1,), ("x", "y"))
 
 
 def test_labels_from_names_and_even_limits(tmp_path: Path) -> None:
@@ -292,19 +447,31 @@ def test_errors_are_one_sentence(scenes: Path, student: Path, tmp_path: Path, ca
 
 def test_imagenets_names_and_templates() -> None:
     pytest.importorskip("open_clip")
-    names, templates = load_classes("imagenet")
-    assert (len(names), len(templates)) == (1000, 80)
-    assert names[207].lower() == "golden retriever"
-    assert "a photo of a {}." in templates
+    classes = load_classes("imagenet")
+    assert (len(classes.names), len(classes.templates), len(classes.folders)) == (1000, 80, 1000)
+    assert (classes.names[207].lower(), classes.folders[207]) == ("golden retriever", "n02099601")
+    assert "a photo of a {}." in classes.templates
 
 
 @pytest.mark.real_data
-def test_a_real_clip_space(real_data: Path) -> None:
-    """OpenAI's CLIP ViT-B/32: 500 pictures against stored text rows, 90 % zero-shot."""
-    space = load_file(real_data / "clip_b32_space" / "clip_b32.safetensors")
-    names = sorted(space)
-    image = next(space[name] for name in names if "image" in name and space[name].ndim == 2)
-    labels = next(space[name] for name in names if "label" in name).long()
-    assert image.shape[0] == labels.shape[0] == 500
-    texts = next(space[name] for name in names if "text" in name and space[name].ndim == 2)
-    assert texts.shape[1] == image.shape[1]
+def test_a_real_clip_space() -> None:
+    """OpenAI's CLIP ViT-B/32 on 500 pictures of CIFAR-10, classified with stored text rows: 90 %."""
+    default = ROOT / "../shared/data"
+    file = Path(os.environ.get("SPARSE_VLM_REAL_DATA", default)) / "clip_b32_space" / "clip_b32.safetensors"
+    if not file.is_file():
+        pytest.skip("no real CLIP space: set SPARSE_VLM_REAL_DATA to the folder of real data")
+    space = load_file(file)
+    # Rows of CIFAR-10's classes among the 500 of OpenImages:
+    # airplane, car, bird, cat, deer, dog, frog, horse, boat, truck.
+    rows = space["oid_text_embeddings"][[314, 63, 229, 258, 405, 488, 277, 308, 155, 67]].float()
+    classifier = build_classifier(
+        [str(n) for n in range(10)], ["{}"], lambda texts: rows[[int(t) for t in texts]]
+    )
+    scores = rank_classes(space["image_embeddings"], classifier)
+    hits = score_ranks(scores, space["labels"])
+    assert (len(hits[1]), sum(hits[1]), sum(hits[5])) == (500, 452, 499)
+    # Neighbours and probe on the same embeddings, halves against each other.
+    train, test = space["image_embeddings"].float().split(250)
+    labels, asked = space["labels"].split(250)
+    assert sum(score_ranks(vote(train, labels, test), asked)[1]) / 250 > 0.8
+    assert sum(score_ranks(fit_probe(train, labels, 10).scores(test), asked)[1]) / 250 > 0.8
