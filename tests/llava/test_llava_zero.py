@@ -74,10 +74,9 @@ def test_a_model_tuned_under_zero_3_reloads_and_generates(lab: Lab, zero3: Path)
 
 def test_zero_3_goes_on_from_its_checkpoint(lab: Lab, zero3: Path) -> None:
     before = lab.losses(zero3.name)
-    more = (*UNFREEZE, "--save_strategy", "steps", "--save_steps", "3", "--max_steps", "3")
-    lab.train(zero3.name, *more, zero=3, ranks=2)
+    lab.train(zero3.name, *UNFREEZE, "--max_steps", "3", zero=3, ranks=2)
     assert lab.check_losses(zero3.name, steps=3)[:2] == before
-    lab.check_tuned(zero3 / "checkpoint-3", zero3 / "checkpoint-2" / "vision_tower")
+    lab.check_tuned(zero3, zero3 / "checkpoint-2" / "vision_tower")
     lab.generate(zero3, zero3 / "vision_tower")
 
 
