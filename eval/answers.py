@@ -156,7 +156,7 @@ def load_answers(path: Path) -> AnswerFile:
     if path.is_dir():
         return _load_mme_folder(path)
     damaged: list[str] = []
-    content = read_json_or_lines(path, damaged)
+    content = read_json_or_lines(path, damaged, distinct_keys=True)
     if isinstance(content, dict):
         if any(name in content for name in _ID_FIELDS):
             content = [content]

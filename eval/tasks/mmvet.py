@@ -29,7 +29,7 @@ class MmVet(Task):
     ) -> list[Example]:
         """Reads LLaVA's question lines, or the benchmark's `mm-vet.json`."""
         source = required(questions or annotations, "MM-Vet's question file (--questions)")
-        content = read_json_or_lines(source)
+        content = read_json_or_lines(source, distinct_keys=True)
         examples = []
         if is_llava_file(content):
             for row in content:
