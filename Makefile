@@ -82,12 +82,13 @@ $(STAMP_LLAVA): Makefile
 	@touch $@
 
 # lmms-eval brings some ninety packages of its own; the project is installed beside it for its entry point.
+# Its release 0.7.3 reaches into filelock's insides, which filelock 4 has rearranged.
 test-lmms: $(STAMP_LMMS)  ## run our models under lmms-eval and compare with our own engine
 	PYTHONPATH=. $(TEST_THREADS) $(RUN_LMMS) -m pytest -q -p no:cacheprovider tests/lmms
 
 $(STAMP_LMMS): Makefile pyproject.toml
 	test -x $(RUN_LMMS) || $(PYTHON) -m venv $(ENV_LMMS)
-	$(RUN_LMMS) -m pip install --quiet $(PIP_FLAGS) -e '.[lmms,eval]' 'lmms-eval==0.7.3' 'pytest>=8'
+	$(RUN_LMMS) -m pip install --quiet $(PIP_FLAGS) -e '.[lmms,eval]' 'lmms-eval==0.7.3' 'filelock<4' 'pytest>=8'
 	@touch $@
 
 clean:  ## remove caches and build outputs, but no environment and no results
