@@ -1,4 +1,4 @@
-"""Talk with a model about pictures, in the terminal.
+"""Talk with a model about pictures, in the terminal or, with ``--web``, on a page in the browser.
 
 ``python -m llm_integration.chat --model LLAVA_DIR --image FILE``
 
@@ -18,17 +18,7 @@ from PIL import Image
 from transformers.utils import logging as transformers_logging
 
 from .assemble import DTYPES
-from .generate import Chat, Reply, build_message, load_chat, open_picture
-
-
-def describe(reply: Reply) -> str:
-    """What an answer took, in one line."""
-    rest = reply.seconds - reply.seconds_to_first_token
-    rate = f", then {(reply.new_tokens - 1) / rest:.1f} tokens/s" if rest > 0 else ""
-    return (
-        f"[{reply.visual_tokens} visual of {reply.prompt_tokens} prompt tokens; first token after "
-        f"{reply.seconds_to_first_token:.2f} s{rate}]"
-    )
+from .generate import Chat, build_message, load_chat, open_picture
 
 
 def run_chat(
@@ -77,7 +67,7 @@ def run_chat(
             write("model: ")
             reply = chat.reply(messages, max_new_tokens, temperature, on_text=write)
             messages.append({"role": "assistant", "content": [{"type": "text", "text": reply.text}]})
-            write(f"\n{describe(reply)}\n")
+            write(f"\n{reply.describe()}\n")
         write("you: ")
     write("\n")
 
@@ -93,15 +83,28 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--image", type=Path, help="picture to begin with")
     parser.add_argument("--max-new-tokens", type=int, default=256)
     parser.add_argument("--temperature", type=float, default=0.0, help="0 for the likeliest token every time")
+    parser.add_argument("--web", action="store_true", help="a page on 127.0.0.1 (needs the extra 'web')")
+    parser.add_argument("--port", type=int, help="of the page; 0 for any free one (default 7860)")
     parser.add_argument("--device", help="by default the first GPU where there is one")
     parser.add_argument("--dtype", choices=list(DTYPES), help="precision (default: the checkpoint's)")
     options = parser.parse_args(arguments)
+    if options.port is not None and not options.web:
+        parser.error("--port is of the page: say --web, too")
+    if options.image is not None and options.web:
+        parser.error("--image is for the terminal; on the page pictures are added in the browser")
     transformers_logging.disable_progress_bar()
     try:
         picture = open_picture(options.image) if options.image else None
         chat = load_chat(options.model, options.device, DTYPES[options.dtype] if options.dtype else None)
+        if options.web:
+            from .web import build_app, serve
+
+            title = options.model.resolve().name
+            app = build_app(chat, title, options.max_new_tokens, options.temperature)
+            serve(app, 7860 if options.port is None else options.port)
+            return
     except (ValueError, OSError) as error:
-        parser.exit(1, f"error: {error}\n")
+        parser.exit(2, f"error: {error}\n")
     print(f"{options.model}: a picture is {chat.visual_tokens} tokens; /image FILE, /new, /quit")
     try:
         run_chat(chat, picture, sys.stdin, sys.stdout, options.max_new_tokens, options.temperature)
