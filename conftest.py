@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 WITH_NETWORK = os.environ.get("SPARSE_VLM_NETWORK") == "1"
+WITH_LAUNCHER = os.environ.get("SPARSE_VLM_LAUNCHER") == "1"
 REAL_DATA = Path(
     os.environ.get("SPARSE_VLM_REAL_DATA") or Path(__file__).resolve().parent.parent / "shared" / "data"
 )
@@ -39,6 +40,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip what this machine cannot run, and say why."""
     if item.get_closest_marker("network") and not WITH_NETWORK:
         pytest.skip("needs the network; set SPARSE_VLM_NETWORK=1 to run it")
+    if item.get_closest_marker("launcher") and not WITH_LAUNCHER:
+        pytest.skip("starts the deepspeed launcher, which takes minutes; set SPARSE_VLM_LAUNCHER=1 to run it")
     if item.get_closest_marker("real_data") and not REAL_DATA.is_dir():
         pytest.skip(f"needs real weights and pictures; set SPARSE_VLM_REAL_DATA (looked in {REAL_DATA})")
     if item.get_closest_marker("gpu"):

@@ -334,7 +334,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             options.vit,
         )
     except (ValueError, OSError) as error:
-        parser.exit(1, f"error: {error}\n")
+        parser.exit(2, f"error: {error}\n")
     print(f"wrote {options.out}: import llm_integration.hf, then AutoModelForImageTextToText reads it")
 
 

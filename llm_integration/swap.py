@@ -173,7 +173,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         said = swap(options.llava, options.encoder, options.out, options.num_tokens, options.seed)
     except (ValueError, OSError) as error:
-        parser.exit(1, f"error: {error}\n")
+        parser.exit(2, f"error: {error}\n")
     print(f"{said}\nwrote {options.out}")
 
 

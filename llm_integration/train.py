@@ -22,11 +22,13 @@ from transformers import (
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaProcessor,
+    PrinterCallback,
     Trainer,
     TrainerCallback,
     TrainingArguments,
     set_seed,
 )
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from sparse_vlm.atomic import write_atomic
 from sparse_vlm.settings import SettingsError, settings_to_dict
@@ -102,7 +104,7 @@ class ChatTrainer(Trainer):
 
 
 class _LogFile(TrainerCallback):
-    """One JSON line for each log entry, in the run's directory and on the terminal."""
+    """One JSON line for each log entry in the run's directory, and in the output where there is no bar."""
 
     def __init__(self, path: Path, dataset: ChatDataset) -> None:
         self.path = path
@@ -114,7 +116,8 @@ class _LogFile(TrainerCallback):
         line = json.dumps({"step": state.global_step, **logs, "bad_records": self.dataset.bad_records})
         with self.path.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
-        print(line, flush=True)
+        if args.disable_tqdm:
+            print(line, flush=True)
 
 
 def build_dataset(settings: TrainSettings, processor: LlavaProcessor, template: str) -> ChatDataset:
@@ -180,7 +183,7 @@ def build_arguments(settings: TrainSettings, deepspeed: bool) -> TrainingArgumen
         use_cpu=cpu,
         seed=settings.seed,
         data_seed=settings.seed,
-        disable_tqdm=True,
+        disable_tqdm=not sys.stderr.isatty(),
         report_to="none",
     )
 
@@ -268,6 +271,7 @@ def train(settings: TrainSettings) -> dict[str, float]:
         data_collator=build_collator(processor, model.config),
         callbacks=[_LogFile(settings.out / LOG_FILE, dataset)],
     )
+    trainer.remove_callback(PrinterCallback)  # says again what the log says
     outcome = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if deepspeed and type(trainer.model_wrapped).__name__ != "DeepSpeedEngine":
         raise RuntimeError("DeepSpeed was asked for, but the Trainer ran without its engine")
@@ -299,11 +303,14 @@ def _finish(
         }
         out = settings.out / FINAL
         base = base_of(settings.model)
-        save_result(model, tensors, processor, out, base, facts)
         if settings.self_contained:
-            plain = load_model(out)
-            shutil.rmtree(out)
-            save_llava(plain, processor, out, facts)
+            parts = settings.out / "parts"
+            save_result(model, tensors, processor, parts, base, facts)
+            unset_hf_deepspeed_config()  # ZeRO-3 would wait for the others to load their share of it
+            save_llava(load_model(parts), processor, out, facts)
+            shutil.rmtree(parts)
+        else:
+            save_result(model, tensors, processor, out, base, facts)
     accelerator.wait_for_everyone()
 
 
@@ -319,9 +326,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
         metrics = train(load_settings(Path(words[0]), words[1:]))
-    except (ValueError, OSError, TooManyBadRecordsError) as error:
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
-        raise SystemExit(1) from error
+        raise SystemExit(2) from error
+    except TooManyBadRecordsError as error:
+        # One that a loader worker passed on has the worker's traceback before its sentence.
+        sentence = str(error).strip().rpartition("\n")[2].rpartition("TooManyBadRecordsError: ")[2]
+        print(f"error: {sentence}", file=sys.stderr, flush=True)
+        raise SystemExit(2) from error
     print(json.dumps(metrics))
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch.utils.data import Dataset
+from tqdm import tqdm
 
 from .encode import ChatEncoder
 from .records import BadRecordError, Record
@@ -56,7 +57,8 @@ class ChatDataset(Dataset[dict[str, Any]]):
         self.good: list[int] = []
         self.lengths: list[int] = []
         self.with_picture: list[bool] = []
-        for index in range(len(source) if limit is None else min(limit, len(source))):
+        count = len(source) if limit is None else min(limit, len(source))
+        for index in tqdm(range(count), desc="records", unit="", disable=None):  # a bar on terminals only
             try:
                 record = source.read(index)
             except BadRecordError as error:

@@ -18,6 +18,7 @@ from transformers import (
     LlavaProcessor,
     pipeline,
 )
+from transformers.generation.configuration_utils import ALL_CACHE_IMPLEMENTATIONS
 
 from llm_integration.assemble import assemble, main
 from llm_integration.processor import count_image_tokens, load_processor
@@ -74,14 +75,40 @@ def test_image_tokens_do_not_depend_on_the_size_of_the_input(model: Any, process
     assert torch.isfinite(model(**inputs).logits).all()
 
 
-def test_caches_agree(model: Any, processor: Any, picture: Image.Image) -> None:
+@pytest.mark.parametrize("kind", [None, *ALL_CACHE_IMPLEMENTATIONS])
+def test_caches_agree(model: Any, processor: Any, picture: Image.Image, kind: str | None) -> None:
+    if kind == "quantized":
+        pytest.importorskip("optimum.quanto", reason="quantized caches need optimum-quanto")
+    if kind and "offloaded" in kind and not torch.cuda.is_available():
+        pytest.skip("offloading a cache needs a CUDA device")
     inputs = _prepare(processor, _chat(picture, "What is it?"))
     settings = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False}
     dynamic = model.generate(**inputs, **settings)
-    assert torch.equal(model.generate(**inputs, **settings, use_cache=False), dynamic)
-    static = model.generate(**inputs, **settings, cache_implementation="static", disable_compile=True)
-    assert torch.equal(static, dynamic)
+    how: dict[str, Any] = (
+        {"cache_implementation": kind, "disable_compile": True} if kind else {"use_cache": False}
+    )
+    assert torch.equal(model.generate(**inputs, **settings, **how), dynamic)
     assert model.config.image_token_id not in dynamic[0, inputs["input_ids"].shape[1] :]
+
+
+@pytest.mark.parametrize("kind", ["mistral", "gemma3_text"])
+def test_sliding_windows_keep_the_picture_in_its_place(
+    encoder_dir: Path, build_llm_dir: Callable[..., Path], picture: Image.Image, tmp_path: Path, kind: str
+) -> None:
+    assemble(encoder_dir, str(build_llm_dir(kind)), tmp_path / "out", template="chatml")
+    path = tmp_path / "out" / "config.json"
+    values = json.loads(path.read_text())
+    values["text_config"]["sliding_window"] = 16  # shorter than the prompt
+    path.write_text(json.dumps(values))
+    model: Any = AutoModelForImageTextToText.from_pretrained(tmp_path / "out")
+    processor = load_processor(tmp_path / "out")
+    inputs = _prepare(processor, _chat(picture, "What is it?"))
+    assert inputs["input_ids"].shape[1] > 16
+    settings = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False}
+    whole = model.generate(**inputs, **settings, use_cache=False)
+    assert torch.equal(model.generate(**inputs, **settings), whole)
+    static = model.generate(**inputs, **settings, cache_implementation="static", disable_compile=True)
+    assert torch.equal(static, whole)
 
 
 def test_left_padded_batch_with_several_pictures_and_text_alone(

@@ -247,6 +247,23 @@ def test_too_many_bad_records_end_the_run(build: Any, tmp_path: Path) -> None:
         train(build(f"data.records=[{tmp_path / 'chat.json'}]", "data.max_bad_records=2"))
 
 
+def test_bad_records_found_by_a_loader_worker_end_the_run_in_one_sentence(
+    llava_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    turns = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "x"}]
+    chat = tmp_path / "chat.json"
+    chat.write_text(json.dumps([{"id": "b", "image": "b.jpg", "conversations": turns}]))
+    (tmp_path / "b.jpg").write_text("no picture")
+    config = tmp_path / "a.yaml"
+    config.write_text(f"model: {llava_dir}\nout: {tmp_path / 'run'}\ndata: {{records: [{chat}]}}\n")
+    with pytest.raises(SystemExit) as left:
+        main([str(config), "data.max_bad_records=0", "data.workers=1", "precision=fp32", "max_steps=1"])
+    assert left.value.code == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("error: 1 bad records, 0 are allowed (data.max_bad_records); the last: record 0")
+    assert "b.jpg is broken" in said
+
+
 @pytest.mark.real_data
 def test_llavas_own_records_and_a_real_language_model(
     build: Any, encoder_dir: Path, real_data: Path, tmp_path: Path
