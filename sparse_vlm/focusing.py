@@ -15,7 +15,6 @@ from .config import SparseFormerConfig
 from .layers import Attention, Mlp, init_linear, init_modules
 from .mixing import AdaptiveMixing
 from .rois import adjust_rois, at_least_fp32, build_initial_rois, encode_rois, place_points
-from .sampling import sample_features
 
 
 class Focus(NamedTuple):
@@ -110,8 +109,9 @@ class FocusingStage(nn.Module):
         for operation in self.order:
             if operation == "sample":
                 looked_rois, looked_points = rois, self._place(tokens, rois)
-                samples = sample_features(feature_map, looked_points, self.padding, self.clip_point_gradients)
-                tokens = tokens + self.mixing(samples, tokens)
+                tokens = tokens + self.mixing(
+                    feature_map, looked_points, tokens, self.padding, self.clip_point_gradients
+                )
             elif operation == "position":
                 code = encode_rois(rois, self.width, self.temperature).to(tokens.dtype)
                 tokens = tokens + self.position(self.position_norm(code))

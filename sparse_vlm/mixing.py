@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from .fused import look
 
 
 class AdaptiveMixing(nn.Module):
@@ -67,29 +68,38 @@ class AdaptiveMixing(nn.Module):
             if bias is not None:
                 nn.init.zeros_(bias)
 
-    def forward(self, samples: Tensor, tokens: Tensor) -> Tensor:
-        """Decode samples into a token update.
+    def forward(
+        self,
+        feature_map: Tensor,
+        points_xy: Tensor,
+        tokens: Tensor,
+        padding: str = "border",
+        clip_gradients: bool = False,
+    ) -> Tensor:
+        """Read the feature map at the tokens' points and decode what was read into a token update.
 
         Args:
-            samples: (B, N, P, C).
+            feature_map: (B, C, H, W).
+            points_xy: (B, N, P, 2), fractions of the picture.
             tokens: (B, N, D).
+            padding: see :func:`sparse_vlm.sampling.sample_features`.
+            clip_gradients: see there.
 
         Returns:
             (B, N, D).
         """
-        batch, count = tokens.shape[:2]
+        matrices = self.generate(tokens)
+        biases = (self.channel_bias, self.point_bias)
+        return self.out(look(feature_map, points_xy, *matrices, *biases, padding, clip_gradients))
+
+    def generate(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """The two matrices of every token (B, N, D): (B, N, C, C) and (B, N, Q, P)."""
         generated = self.generator_out(self.generator_in(self.norm(tokens)))
         # One split, not two slices: the gradient of a slice is a zero-filled copy of the whole.
         by_channel, by_point = generated.split(
             (self.channels * self.channels, self.mixing_points * self.num_points), dim=-1
         )
-        by_channel = by_channel.reshape(batch * count, self.channels, self.channels)  # (BN, C, C)
-        by_point = by_point.reshape(batch * count, self.mixing_points, self.num_points)  # (BN, Q, P)
-        mixed = samples.reshape(batch * count, self.num_points, self.channels)  # (BN, P, C)
-        if self.channel_bias is not None and self.point_bias is not None:
-            mixed = F.gelu(torch.bmm(mixed, by_channel) + self.channel_bias)
-            mixed = torch.bmm(by_point, mixed) + self.point_bias.unsqueeze(-1)
-        else:
-            mixed = torch.bmm(by_point, torch.bmm(mixed, by_channel))
-        mixed = F.gelu(mixed).reshape(batch, count, self.mixing_points * self.channels)  # (B, N, QC)
-        return self.out(mixed)
+        return (
+            by_channel.unflatten(-1, (self.channels, self.channels)),  # (B, N, C, C)
+            by_point.unflatten(-1, (self.mixing_points, self.num_points)),  # (B, N, Q, P)
+        )

@@ -17,7 +17,8 @@ ALLOWED = {
     "eval": {"bootstrap", "llm_integration", "sparse_vlm"},
 }
 OURS = {*ALLOWED, "tests", "configs"}
-THIRD_PARTY_OF_THE_LIBRARY = {"torch", "numpy", "PIL", "safetensors"}
+# Triton comes with torch where there is a GPU to run it on, and is imported only there.
+THIRD_PARTY_OF_THE_LIBRARY = {"torch", "triton", "numpy", "PIL", "safetensors"}
 
 
 def imported_names(tree: ast.AST, package: str) -> Iterator[tuple[int, str]]:

@@ -1,0 +1,97 @@
+"""Benchmarks that anyone can run: ``python -m eval.bench encoder --batch 1 8``.
+
+Everything that is compared runs in turn in one process. Printed are ratios, medians and quartiles; one JSON
+record with device, versions and commit is appended to a file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+
+import torch
+
+from eval.answers import InputError
+from eval.cost import append_record
+from eval.provenance import describe_origin
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+COMMANDS = {
+    "encoder": "our encoder, the official one and ViTs",
+    "parts": "where the time goes, beside the floor of arithmetic and bytes",
+    "memory": "peak memory of a training step per picture",
+    "data": "pictures per second of the data path",
+    "training": "a bootstrap training step against a straightforward loop",
+    "answer": "time to the first token and questions per second",
+    "growth": "how cost grows, as charts",
+    "estimate": "bootstrapping a large encoder on many GPUs, on paper",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns its exit status."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    options = _parser().parse_args(words)
+    command = import_module(f"eval.bench.{options.command}")
+    before = torch.get_num_threads()
+    try:
+        _check(options)
+        if options.threads is not None:
+            torch.set_num_threads(options.threads)
+        report = command.run(options)
+        settings = {key: str(value) for key, value in vars(options).items() if key != "json"}
+        report["bench"] = options.command
+        report["load_average"] = os.getloadavg()[0]
+        report["provenance"] = describe_origin("eval.bench", words, settings, options.device)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    finally:
+        torch.set_num_threads(before)
+    print(command.show(report))
+    append_record(options.json, report)
+    print(f"\n{report['provenance']['device']}; load average {report['load_average']:.1f}; {options.json}")
+    return 0
+
+
+def _check(options: argparse.Namespace) -> None:
+    if options.rounds < 1 or (options.threads is not None and options.threads < 1):
+        raise InputError("--rounds and --threads must be at least 1.")
+    if options.device.startswith("cuda") and not torch.cuda.is_available():
+        raise InputError(f"--device {options.device}, but PyTorch sees no GPU here: use --device cpu.")
+    options.torch_dtype = _DTYPES[options.dtype]
+
+
+def _parser() -> argparse.ArgumentParser:
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--device", default="cpu", help="cpu (default) or cuda")
+    common.add_argument("--dtype", choices=list(_DTYPES), default="fp32")
+    common.add_argument("--threads", type=int, help="CPU threads; by default PyTorch's choice")
+    common.add_argument("--rounds", type=int, default=7, help="timed rounds (default 7)")
+    common.add_argument(
+        "--json",
+        type=Path,
+        default=Path("runs/bench.jsonl"),
+        help="file of JSON lines to append the record to",
+    )
+    parser = argparse.ArgumentParser(
+        prog="python -m eval.bench",
+        description=(__doc__ or "").split("\n")[0],
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    usages = []
+    for name, purpose in COMMANDS.items():
+        part = commands.add_parser(name, parents=[common], help=purpose, description=purpose)
+        import_module(f"eval.bench.{name}").add_arguments(part)
+        usages.append(part.format_usage())
+    parser.epilog = "".join(usages)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,160 @@
+"""Encoder inference: ours, the official SparseFormer with the same weights, and ViTs, in turn."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from eval.answers import InputError
+from eval.bench.rivals import Candidate, build_official, build_ours, build_vit, count_gmacs
+from eval.bench.turns import Laps, format_spread, matrix_product, ratio, table, take_turns
+from sparse_vlm import SparseFormer
+from sparse_vlm.packed import pack_linears
+
+MATRIX = "matrix product"
+_TOLERANCE = 1e-5
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags of `python -m eval.bench encoder`."""
+    parser.add_argument("--preset", default="sparseformer_btsp_augreg_base", help="our architecture")
+    parser.add_argument("--official", type=Path, help="a checkout of github.com/showlab/sparseformer")
+    parser.add_argument(
+        "--rival", action="append", default=[], help="LIBRARY:VIT, for instance open_clip:ViT-L-14-336"
+    )
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 8], help="pictures at once")
+
+
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    """Times every candidate at every batch size.
+
+    Raises:
+        InputError: If a candidate cannot be built, or the official outputs are not ours.
+    """
+    device, dtype = options.device, options.torch_dtype
+    if min(options.batch) < 1:
+        raise InputError("--batch must be at least 1.")
+    ours = build_ours(options.preset)
+    candidates, difference = _build(options, ours)
+    parts = []
+    with torch.inference_mode():
+        for batch in options.batch:
+            works: dict[str, Callable[[], Any]] = {}
+            for candidate in candidates:
+                works[candidate.name] = _work(candidate, batch, device, dtype)
+            product, operations = matrix_product(device, dtype)
+            works[MATRIX] = product
+            laps = take_turns(works, options.rounds, device)
+            parts.append(_describe(candidates, laps, batch, operations))
+    return {"preset": options.preset, "difference_from_official": difference, "batches": parts}
+
+
+def _build(options: argparse.Namespace, ours: SparseFormer) -> tuple[list[Candidate], float | None]:
+    device, dtype, side = options.device, options.torch_dtype, 224
+    difference = None
+    modules: list[tuple[str, nn.Module, int]] = [("ours", ours, side)]
+    if options.official is not None:
+        official = build_official(options.official, options.preset, ours)
+        difference = _compare(ours, official)
+        modules.append(("official", official, side))
+    for spec in options.rival:
+        vit, size = build_vit(spec)
+        modules.append((spec, vit, size))
+    candidates = []
+    for name, module, size in modules:
+        gmacs = count_gmacs(module, size)
+        module.to(device=device, dtype=dtype)
+        candidates.append(Candidate(name, module, size, gmacs))
+        if module is ours:
+            candidates += [
+                Candidate(f"ours, {word}", look, size, gmacs) for word, look in _variants(ours, device)
+            ]
+    return candidates, difference
+
+
+def _variants(ours: SparseFormer, device: str) -> list[tuple[str, Callable[[Tensor], Any]]]:
+    """The other ways to run our encoder on this device."""
+    if device.startswith("cuda"):
+        from sparse_vlm.graphs import GraphedEncoder
+
+        return [("graph", GraphedEncoder(ours)), ("compiled", torch.compile(ours, fullgraph=True))]
+    packed = copy.deepcopy(ours)
+    return [("packed", packed)] if ours.dtype == torch.float32 and pack_linears(packed) else []
+
+
+def _compare(ours: SparseFormer, official: nn.Module) -> float:
+    """Largest difference of the outputs, in fractions of the largest output.
+
+    Raises:
+        InputError: If it is not rounding.
+    """
+    pictures = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        mine, theirs = ours(pictures).pooled, official(pictures)
+    difference = float((mine - theirs).abs().max() / theirs.abs().max())
+    if not difference < _TOLERANCE:
+        raise InputError(f"Our output differs from the official one by {difference:.1e}: nothing to compare.")
+    return difference
+
+
+def _work(candidate: Candidate, batch: int, device: str, dtype: torch.dtype) -> Callable[[], Any]:
+    side = candidate.image_size
+    pictures = torch.randn(batch, 3, side, side, device=device).to(dtype)
+    return lambda: candidate.look(pictures)
+
+
+def _describe(
+    candidates: list[Candidate], laps: dict[str, Laps], batch: int, operations: float
+) -> dict[str, Any]:
+    first = candidates[0].name
+    rows = {}
+    for candidate in candidates:
+        rows[candidate.name] = {"gmacs": candidate.gmacs, "image_size": candidate.image_size}
+        for clock in ("wall", "cpu"):
+            own, product = laps[candidate.name].summary(clock), laps[MATRIX].summary(clock)
+            # Operations per second over those of the square product, both by this clock.
+            share = 2e9 * candidate.gmacs * batch / own.median / (operations / product.median)
+            rows[candidate.name][clock] = {
+                **vars(own),
+                "times_ours": vars(ratio(laps[candidate.name], laps[first], clock)),
+                "share_of_matrix_rate": share,
+            }
+    matrix = {clock: operations / laps[MATRIX].summary(clock).median for clock in ("wall", "cpu")}
+    return {"batch": batch, "matrix_flops": matrix, "candidates": rows}
+
+
+def show(report: dict[str, Any]) -> str:
+    """The tables: medians, quartiles, and how many times longer than ours."""
+    from eval.costs.clock import Timing
+
+    lines = []
+    if report["difference_from_official"] is not None:
+        lines.append(
+            f"Largest difference from the official output: {report['difference_from_official']:.1e}."
+        )
+    for part in report["batches"]:
+        rate = part["matrix_flops"]
+        lines.append(
+            f"\n{report['preset']}, batch {part['batch']}; matrix products reach "
+            f"{rate['wall'] / 1e9:.0f} GFLOP/s by the wall clock, {rate['cpu'] / 1e9:.0f} by processor time."
+        )
+        head = ["", "GMACs", "ms", "times ours", "% of rate", "CPU ms", "times ours", "% of rate"]
+        rows = []
+        for name, row in part["candidates"].items():
+            cells = [name, f"{row['gmacs']:.1f}"]
+            for clock in ("wall", "cpu"):
+                one = row[clock]
+                cells += [
+                    f"{1e3 * one['median']:.1f}",
+                    format_spread(Timing(**one["times_ours"])),
+                    f"{100 * one['share_of_matrix_rate']:.0f}",
+                ]
+            rows.append(cells)
+        lines.append(table(head, rows))
+    return "\n".join(lines)

@@ -1,0 +1,175 @@
+"""A bootstrap training step, against a straightforward teacher-and-student loop, in turn in one process."""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bootstrap.config import ObjectiveSettings, OptimiserSettings
+from bootstrap.data import PictureBatch, TrainView
+from bootstrap.optim import build_optimiser
+from bootstrap.student import Student, Targets, weigh
+from bootstrap.targets import LiveTargets, StoredTargets, measure_spreads
+from bootstrap.teacher import Teacher, inherit_teacher, spec_to_config
+from bootstrap.teachers.hf_vit import HfTrunk
+from eval.answers import InputError
+from eval.bench.data import make_photograph, plain_view
+from eval.bench.turns import format_spread, ratio, table, take_turns
+from eval.costs.clock import Timing
+from eval.costs.shapes import list_towers
+from sparse_vlm import SparseFormer, build_encoder
+from sparse_vlm.inherit import InheritPlan
+from sparse_vlm.presets import load_preset
+
+PLAIN = "straightforward loop"
+WARMUP, LIVE, STORED = "ours, warm-up", "ours, live teacher", "ours, stored targets"
+_TEACHERS = ("vit_b_16", "vit_l_14")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags of `python -m eval.bench training`."""
+    parser.add_argument("--teacher", choices=_TEACHERS, default="vit_b_16", help="shape of the teacher")
+    parser.add_argument("--batch", type=int, default=4, help="pictures in a step (default 4)")
+    parser.add_argument("--jpeg", default="640x480", help="WIDTHxHEIGHT of the pictures (default 640x480)")
+    parser.add_argument("--warmup", type=float, default=0.2, help="share of warm-up steps (default 0.2)")
+
+
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    """Times one step of each loop, decoding included.
+
+    Raises:
+        InputError: If a setting makes no sense.
+    """
+    width, _, height = options.jpeg.partition("x")
+    if options.batch < 1 or not 0 <= options.warmup <= 1 or not (width.isdigit() and height.isdigit()):
+        raise InputError("--batch is at least 1, --warmup a share from 0 to 1, --jpeg WIDTHxHEIGHT.")
+    photograph = make_photograph(int(width), int(height))
+    teacher = build_teacher(options.teacher).to(options.device)
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as held:
+        held.callback(torch.set_grad_enabled, torch.is_grad_enabled())
+        steps = _build_steps(teacher, photograph, Path(folder), options)
+        laps = take_turns(steps, options.rounds, options.device)
+    report: dict[str, Any] = {"teacher": options.teacher, "batch": options.batch, "steps": {}}
+    for name, lap in laps.items():
+        report["steps"][name] = {
+            clock: {
+                **vars(lap.summary(clock)),
+                "pictures_a_second": options.batch / lap.summary(clock).median,
+                "times_faster": vars(ratio(laps[PLAIN], lap, clock)),
+            }
+            for clock in ("wall", "cpu")
+        }
+    # A run spends its warm-up on the hand-over alone and meets stored targets in the rest.
+    report["whole_run"] = {
+        clock: laps[PLAIN].summary(clock).median
+        / (
+            options.warmup * laps[WARMUP].summary(clock).median
+            + (1 - options.warmup) * laps[STORED].summary(clock).median
+        )
+        for clock in ("wall", "cpu")
+    }
+    report["warmup"] = options.warmup
+    return report
+
+
+def build_teacher(shape: str) -> Teacher:
+    """A frozen CLIP image side of a published shape with random weights."""
+    from transformers import CLIPVisionModelWithProjection
+
+    model: Any = CLIPVisionModelWithProjection(list_towers()[shape].config)
+    return Teacher(HfTrunk(model.eval(), shape, load_preset("sparseformer_btsp_openai_clip_base")[1]))
+
+
+def _build_student(teacher: Teacher, plan: InheritPlan, objective: ObjectiveSettings) -> Student:
+    encoder = build_encoder(spec_to_config(teacher.spec, plan.drop), teacher.spec.transform)
+    inherit_teacher(encoder, teacher, plan)
+    spreads, _ = measure_spreads(teacher, plan.drop, [torch.randn(2, 3, 224, 224, device=teacher.device)])
+    return Student(encoder, objective, spreads, teacher.spec.grid).to(teacher.device)
+
+
+def _build_steps(
+    teacher: Teacher, photograph: bytes, folder: Path, options: argparse.Namespace
+) -> dict[str, Callable[[], Any]]:
+    plan = InheritPlan.thirds(teacher.spec.depth, None, None, None)
+    objective = ObjectiveSettings()
+    student = _build_student(teacher, plan, objective)
+    optimiser = build_optimiser(student.encoder, OptimiserSettings())
+    live = LiveTargets(teacher, plan.drop)
+    stored = StoredTargets(live, folder, options.batch, 1, {"teacher": options.teacher}, 1.0)
+    view = TrainView(teacher.spec.transform)
+    numbers = torch.arange(options.batch)
+
+    def ours(source: Callable[..., Targets], warming_up: bool) -> None:
+        images = torch.stack([view(photograph, index, 0) for index in range(options.batch)])
+        batch = PictureBatch(images, numbers, torch.zeros_like(numbers), ("",) * options.batch)
+        images = images.to(options.device)
+        targets = source(batch, images, warming_up)
+        with torch.autocast(torch.device(options.device).type, torch.bfloat16, options.dtype == "bf16"):
+            loss = weigh(student(images, targets), objective, 0.5)
+        loss.backward()
+        nn.utils.clip_grad_norm_(student.encoder.parameters(), 1.0)
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+
+    return {
+        PLAIN: plain_step(teacher, student.encoder, photograph, options),
+        WARMUP: lambda: ours(live, True),
+        LIVE: lambda: ours(live, False),
+        STORED: lambda: ours(stored, False),  # the uncounted first round fills the store
+    }
+
+
+def plain_step(
+    teacher: Teacher, like: SparseFormer, photograph: bytes, options: argparse.Namespace
+) -> Callable[[], Any]:
+    """What one writes first: decode whole pictures, ask the whole teacher, train every weight.
+
+    Args:
+        teacher: asked for its pooled embedding at every step.
+        like: the student's architecture.
+        photograph: the JPEG.
+        options: batch, device and dtype.
+    """
+    encoder = build_encoder(like.config, teacher.spec.transform).to(options.device)
+    optimiser = torch.optim.AdamW(encoder.parameters(), lr=1e-4)
+    view = plain_view(TrainView(teacher.spec.transform))
+
+    def step() -> float:
+        pictures = [view(photograph, index, 0) for index in range(options.batch)]
+        images = torch.stack(pictures).to(options.device)
+        with torch.autocast(torch.device(options.device).type, torch.bfloat16, options.dtype == "bf16"):
+            wanted: Any = teacher(images).pooled
+            distance: Tensor = 1 - nn.functional.cosine_similarity(encoder(images).pooled, wanted).mean()
+        optimiser.zero_grad()
+        distance.backward()
+        optimiser.step()
+        return distance.item()
+
+    return step
+
+
+def show(report: dict[str, Any]) -> str:
+    """Pictures per second and how many times faster than the straightforward loop."""
+    clock = "cpu" if report["provenance"]["device"].startswith("CPU") else "wall"
+    rows = [
+        [
+            name,
+            f"{1e3 * row[clock]['median']:.0f}",
+            f"{row[clock]['pictures_a_second']:.2f}",
+            format_spread(Timing(**row[clock]["times_faster"])),
+        ]
+        for name, row in report["steps"].items()
+    ]
+    return (
+        f"Teacher {report['teacher']}, {report['batch']} pictures a step, decoding included; {clock} time.\n"
+        + table(["step", "ms", "pictures/s", "times faster"], rows)
+        + f"\nA run with {report['warmup']:.0%} warm-up and targets that were stored before: "
+        f"{report['whole_run'][clock]:.2f}x."
+    )

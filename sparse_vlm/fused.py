@@ -1,0 +1,204 @@
+"""One token's look as one kernel: read its points, mix channels, mix points, activate.
+
+Plain PyTorch writes the samples, both products and the activation to memory and launches some twenty kernels
+a look. :func:`look_plain` is that path and the reference; :func:`look_fused` does the same in one Triton
+kernel; :func:`look` chooses. The kernel is used for inference on CUDA only, where sizes fit it, and only
+after it has agreed with the plain path on a first small problem of the same kind.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import warnings
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .sampling import sample_features
+
+# Largest difference to the plain path, as a share of the largest value.
+_TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}
+
+
+def mix_samples(
+    samples: Tensor,
+    by_channel: Tensor,
+    by_point: Tensor,
+    channel_bias: Tensor | None = None,
+    point_bias: Tensor | None = None,
+) -> Tensor:
+    """Mix every token's samples with its own two matrices.
+
+    Args:
+        samples: (B, N, P, C).
+        by_channel: (B, N, C, C).
+        by_point: (B, N, Q, P).
+        channel_bias: (C,), followed by an activation, or None.
+        point_bias: (Q,), given where ``channel_bias`` is.
+
+    Returns:
+        (B, N, QC), activated.
+    """
+    mixed, first, second = (x.flatten(0, 1) for x in (samples, by_channel, by_point))  # (BN, …)
+    if channel_bias is not None and point_bias is not None:
+        mixed = F.gelu(torch.bmm(mixed, first) + channel_bias)
+        mixed = torch.bmm(second, mixed) + point_bias.unsqueeze(-1)
+    else:
+        mixed = torch.bmm(second, torch.bmm(mixed, first))
+    return F.gelu(mixed).reshape(*samples.shape[:2], -1)  # (B, N, QC)
+
+
+def look(
+    feature_map: Tensor,
+    points_xy: Tensor,
+    by_channel: Tensor,
+    by_point: Tensor,
+    channel_bias: Tensor | None = None,
+    point_bias: Tensor | None = None,
+    padding: str = "border",
+    clip_gradients: bool = False,
+) -> Tensor:
+    """Read a feature map at the tokens' points and mix what was read.
+
+    Args:
+        feature_map: (B, C, H, W).
+        points_xy: (B, N, P, 2), fractions of the picture.
+        by_channel: (B, N, C, C).
+        by_point: (B, N, Q, P).
+        channel_bias: (C,) or None, see :func:`mix_samples`.
+        point_bias: (Q,) or None.
+        padding: what points outside the picture read, see :func:`sparse_vlm.sampling.sample_features`.
+        clip_gradients: clamp the points' gradients, see there.
+
+    Returns:
+        (B, N, QC).
+    """
+    tensors = (feature_map, points_xy, by_channel, by_point, channel_bias, point_bias)
+    if feature_map.is_cuda and _fits(*tensors) and _agrees(*_kind(*tensors), padding):
+        return look_fused(*tensors, padding)
+    return look_plain(*tensors, padding, clip_gradients)
+
+
+def look_plain(
+    feature_map: Tensor,
+    points_xy: Tensor,
+    by_channel: Tensor,
+    by_point: Tensor,
+    channel_bias: Tensor | None = None,
+    point_bias: Tensor | None = None,
+    padding: str = "border",
+    clip_gradients: bool = False,
+) -> Tensor:
+    """:func:`look` in plain PyTorch: the reference."""
+    samples = sample_features(feature_map, points_xy, padding, clip_gradients)
+    return mix_samples(samples, by_channel, by_point, channel_bias, point_bias)
+
+
+def look_fused(
+    feature_map: Tensor,
+    points_xy: Tensor,
+    by_channel: Tensor,
+    by_point: Tensor,
+    channel_bias: Tensor | None = None,
+    point_bias: Tensor | None = None,
+    padding: str = "border",
+) -> Tensor:
+    """:func:`look` in one Triton kernel; without gradients."""
+    from .fused_kernel import launch
+
+    return launch(feature_map, points_xy, by_channel, by_point, channel_bias, point_bias, padding == "zeros")
+
+
+def _fits(
+    feature_map: Tensor,
+    points_xy: Tensor,
+    by_channel: Tensor,
+    by_point: Tensor,
+    channel_bias: Tensor | None,
+    point_bias: Tensor | None,
+) -> bool:
+    """Whether the kernel can take these tensors; a compiler fuses the plain path itself."""
+    sizes = (points_xy.shape[-2], feature_map.shape[1], by_point.shape[-2])
+    return (
+        not torch.is_grad_enabled()
+        and feature_map.dtype in _TOLERANCE
+        and by_channel.dtype == by_point.dtype == feature_map.dtype
+        and points_xy.dtype == torch.float32
+        and all(16 <= size <= 128 and size & (size - 1) == 0 for size in sizes)
+        # One token's matrices lie together; tokens may be further apart than that.
+        and by_channel.stride()[2:] == (sizes[1], 1)
+        and by_point.stride()[2:] == (sizes[0], 1)
+        and by_channel.stride(0) == by_channel.shape[1] * by_channel.stride(1)
+        and by_point.stride(0) == by_point.shape[1] * by_point.stride(1)
+        and (channel_bias is None) == (point_bias is None)
+        and not _is_compiling()
+    )
+
+
+def _is_compiling() -> bool:
+    compiler = getattr(torch, "compiler", None)  # its test came after torch 2.1
+    return bool(compiler is not None and getattr(compiler, "is_compiling", bool)())
+
+
+def _kind(
+    feature_map: Tensor,
+    points_xy: Tensor,
+    by_channel: Tensor,
+    by_point: Tensor,
+    channel_bias: Tensor | None,
+    point_bias: Tensor | None,
+) -> tuple[torch.device, torch.dtype, tuple[int, int, int], bool]:
+    sizes = (points_xy.shape[-2], feature_map.shape[1], by_point.shape[-2])
+    return feature_map.device, feature_map.dtype, sizes, channel_bias is not None
+
+
+@functools.cache
+def _agrees(
+    device: torch.device, dtype: torch.dtype, sizes: tuple[int, int, int], bias: bool, padding: str
+) -> bool:
+    """Whether the kernel runs here and says what the plain path says; asked once for each kind of problem."""
+    if importlib.util.find_spec("triton") is None:
+        return False
+    problem = build_problem(device, dtype, sizes, bias)
+    try:
+        fused, plain = look_fused(*problem, padding).float(), look_plain(*problem, padding).float()
+        difference = float((fused - plain).abs().max() / plain.abs().max())
+    except Exception as error:  # a compiler or driver that will not do
+        warnings.warn(f"the fused look does not run here and is left out: {error}", stacklevel=2)
+        return False
+    if not difference <= _TOLERANCE[dtype]:
+        warnings.warn(f"the fused look differs by {difference:.1e} here and is left out", stacklevel=2)
+        return False
+    return True
+
+
+def build_problem(
+    device: torch.device | str, dtype: torch.dtype, sizes: tuple[int, int, int], bias: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
+    """Small arguments for :func:`look`, points outside the picture included; no global random state moves.
+
+    Args:
+        device: where.
+        dtype: of map and matrices.
+        sizes: (P, C, Q).
+        bias: with biases.
+    """
+    points, channels, queries = sizes
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape: int, scale: float = 1.0) -> Tensor:
+        return (scale * torch.randn(*shape, generator=generator)).to(device=device, dtype=dtype)
+
+    # Channels last, as the stem leaves it.
+    feature_map = draw(2, 5, 7, channels).permute(0, 3, 1, 2)  # (B, C, H, W)
+    points_xy = (torch.rand(2, 3, points, 2, generator=generator) * 1.6 - 0.3).to(device)
+    return (
+        feature_map,
+        points_xy,
+        draw(2, 3, channels, channels, scale=channels**-0.5),
+        draw(2, 3, queries, points, scale=points**-0.5),
+        draw(channels) if bias else None,
+        draw(queries) if bias else None,
+    )

@@ -1,0 +1,123 @@
+"""The Triton kernel behind :mod:`sparse_vlm.fused`; imported only where it is to run."""
+
+# ruff: noqa: N803 - constants of a kernel are written in capitals, sizes by their letter.
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+
+@triton.jit
+def _gelu(x):  # type: ignore[no-untyped-def]
+    return 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))
+
+
+@triton.jit
+def _read(cells, row, column, height, width, channel, C: tl.constexpr, ZEROS: tl.constexpr):  # type: ignore[no-untyped-def]
+    """One corner of every point, (P, C); outside the map its border, or zeros."""
+    inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
+    row = tl.minimum(tl.maximum(row, 0), height - 1)
+    column = tl.minimum(tl.maximum(column, 0), width - 1)
+    values = tl.load(cells + (row * width + column)[:, None] * C + channel[None, :]).to(tl.float32)
+    return tl.where(inside[:, None], values, 0.0) if ZEROS else values
+
+
+@triton.jit
+def look_kernel(  # type: ignore[no-untyped-def]
+    cells,
+    points,
+    by_channel,
+    by_point,
+    channel_bias,
+    point_bias,
+    mixed,
+    tokens,
+    height,
+    width,
+    channel_stride,
+    point_stride,
+    P: tl.constexpr,
+    C: tl.constexpr,
+    Q: tl.constexpr,
+    ZEROS: tl.constexpr,
+    BIAS: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """One token: read its P points, mix C channels, mix P points into Q, activate; all in registers."""
+    token = tl.program_id(0)
+    point, channel, out = tl.arange(0, P), tl.arange(0, C), tl.arange(0, Q)
+    cells += (token // tokens).to(tl.int64) * height * width * C
+    place = points + token.to(tl.int64) * P * 2 + point * 2
+    x, y = tl.load(place), tl.load(place + 1)
+    # As the plain path: what is not a number reads the middle, what is far off stays finite.
+    x = tl.where(x == x, tl.minimum(tl.maximum(x, -1e4), 1e4), 0.5) * width - 0.5
+    y = tl.where(y == y, tl.minimum(tl.maximum(y, -1e4), 1e4), 0.5) * height - 0.5
+    if not ZEROS:
+        x = tl.minimum(tl.maximum(x, 0.0), width - 1.0)
+        y = tl.minimum(tl.maximum(y, 0.0), height - 1.0)
+    left, top = tl.floor(x), tl.floor(y)
+    right_share, lower_share = (x - left)[:, None], (y - top)[:, None]
+    column, row = left.to(tl.int32), top.to(tl.int32)
+    upper = _read(cells, row, column, height, width, channel, C, ZEROS) * (1.0 - right_share)
+    upper += _read(cells, row, column + 1, height, width, channel, C, ZEROS) * right_share
+    lower = _read(cells, row + 1, column, height, width, channel, C, ZEROS) * (1.0 - right_share)
+    lower += _read(cells, row + 1, column + 1, height, width, channel, C, ZEROS) * right_share
+    samples = upper * (1.0 - lower_share) + lower * lower_share  # (P, C)
+
+    kind = mixed.dtype.element_ty
+    first = tl.load(
+        by_channel + token.to(tl.int64) * channel_stride + channel[:, None] * C + channel[None, :]
+    )
+    second = tl.load(by_point + token.to(tl.int64) * point_stride + out[:, None] * P + point[None, :])
+    values = tl.dot(samples.to(kind), first.to(kind), input_precision=PRECISION)  # (P, C)
+    if BIAS:
+        values = _gelu(values + tl.load(channel_bias + channel)[None, :].to(tl.float32))
+    values = tl.dot(second.to(kind), values.to(kind), input_precision=PRECISION)  # (Q, C)
+    if BIAS:
+        values += tl.load(point_bias + out)[:, None].to(tl.float32)
+    target = mixed + token.to(tl.int64) * Q * C + out[:, None] * C + channel[None, :]
+    tl.store(target, _gelu(values).to(kind))
+
+
+def launch(
+    feature_map: Tensor,
+    points_xy: Tensor,
+    by_channel: Tensor,
+    by_point: Tensor,
+    channel_bias: Tensor | None,
+    point_bias: Tensor | None,
+    zeros: bool,
+) -> Tensor:
+    """Run the kernel; arguments and result are those of :func:`sparse_vlm.fused.look_fused`."""
+    batch, channels, height, width = feature_map.shape
+    count, points = points_xy.shape[1:3]
+    queries = by_point.shape[-2]
+    mixed = feature_map.new_empty(batch, count, queries * channels)
+    if mixed.numel() == 0:
+        return mixed
+    exact = feature_map.dtype == torch.float32 and not torch.backends.cuda.matmul.allow_tf32
+    look_kernel[(batch * count,)](
+        feature_map.permute(0, 2, 3, 1).contiguous(),  # (B, H, W, C): no copy of the stem's own layout
+        points_xy.contiguous(),
+        by_channel,
+        by_point,
+        channel_bias,
+        point_bias,
+        mixed,
+        count,
+        height,
+        width,
+        by_channel.stride(1),
+        by_point.stride(1),
+        P=points,
+        C=channels,
+        Q=queries,
+        ZEROS=zeros,
+        BIAS=channel_bias is not None,
+        PRECISION="ieee" if exact else "tf32",
+        num_warps=4,
+    )
+    return mixed

@@ -1,0 +1,163 @@
+"""The fused look against the plain one: in Triton's interpreter, through its compiler, and on a GPU."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from sparse_vlm import build_encoder, fused
+
+ROOT = Path(__file__).resolve().parents[2]
+needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs Triton")
+
+INTERPRETED = """
+import torch
+from sparse_vlm.fused import build_problem, look_fused, look_plain
+torch.set_num_threads(1)
+worst = {}
+with torch.no_grad():
+    # Triton's interpreter cannot multiply bf16.
+    for dtype in (torch.float32, torch.float16):
+        for padding in ("border", "zeros"):
+            for bias in (False, True):
+                problem = list(build_problem("cpu", dtype, (16, 32, 16), bias))
+                problem[1][0, 0, 0, 0], problem[1][0, 0, 1, 1] = float("nan"), float("inf")
+                # Matrices as the generator leaves them: two slices of one tensor.
+                both = torch.cat((problem[2].flatten(-2), problem[3].flatten(-2)), dim=-1)
+                first, second = both.split((32 * 32, 16 * 16), dim=-1)
+                problem[2], problem[3] = first.unflatten(-1, (32, 32)), second.unflatten(-1, (16, 16))
+                fused, plain = look_fused(*problem, padding).float(), look_plain(*problem, padding).float()
+                assert fused.shape == plain.shape == (2, 3, 16 * 32)
+                difference = float((fused - plain).abs().max() / plain.abs().max())
+                near = 1e-5 if dtype == torch.float32 else 2e-3
+                assert difference < near, (dtype, padding, bias, difference)
+print("equal")
+"""
+
+COMPILED = """
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from sparse_vlm.fused_kernel import look_kernel
+for kind, precision in (("fp32", "ieee"), ("bf16", "tf32")):
+    for bias in (False, True):
+        signature = {name: f"*{kind}" for name in ("cells", "by_channel", "by_point", "mixed")}
+        signature |= {"points": "*fp32"}
+        signature |= {n: "i32" for n in ("tokens", "height", "width", "channel_stride", "point_stride")}
+        constants = {"P": 16, "C": 64, "Q": 32, "ZEROS": not bias, "BIAS": bias, "PRECISION": precision}
+        for name in ("channel_bias", "point_bias"):
+            if bias:
+                signature[name] = f"*{kind}"
+            else:
+                constants[name] = None
+        signature = {n: signature.get(n, "constexpr") for n in look_kernel.arg_names}
+        source = ASTSource(look_kernel, signature, constants)
+        assert "ptx" in triton.compile(source, target=GPUTarget("cuda", 90, 32)).asm
+print("compiled")
+"""
+
+
+def _run(code: str, **environment: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-W", "error::UserWarning:sparse_vlm", "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=250,
+        check=False,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout.strip()
+
+
+@needs_triton
+def test_interpreted_kernel_equals_plain() -> None:
+    assert _run(INTERPRETED, TRITON_INTERPRET="1") == "equal"
+
+
+@needs_triton
+@pytest.mark.slow
+def test_kernel_compiles_for_a_gpu_that_is_not_here(tmp_path: Path) -> None:
+    assert _run(COMPILED, TRITON_CACHE_DIR=str(tmp_path)) == "compiled"
+
+
+def test_kernel_is_left_out_where_it_does_not_fit() -> None:
+    fits = fused.build_problem("cpu", torch.float32, (16, 64, 32), False)
+    with torch.no_grad():
+        assert fused._fits(*fits)
+        for sizes in ((36, 96, 36), (4, 64, 32), (16, 256, 32)):
+            assert not fused._fits(*fused.build_problem("cpu", torch.float32, sizes, False))
+        assert not fused._fits(*fused.build_problem("cpu", torch.float64, (16, 64, 32), False))
+        transposed = (*fits[:2], fits[2].transpose(-1, -2), *fits[3:])
+        assert not fused._fits(*transposed)
+    assert not fused._fits(*fits)  # gradients are wanted
+
+
+def test_kernel_that_disagrees_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    kind = (torch.device("cpu"), torch.float32, (16, 64, 32), False, "border")
+    monkeypatch.setattr(fused.importlib.util, "find_spec", lambda name: object())
+    for answer, agrees in ((1.0, True), (1.001, False)):
+        monkeypatch.setattr(fused, "look_fused", lambda *p, f=answer: f * fused.look_plain(*p))
+        fused._agrees.cache_clear()
+        if agrees:
+            assert fused._agrees(*kind)
+        else:
+            with pytest.warns(UserWarning, match="differs by"):
+                assert not fused._agrees(*kind)
+
+    def broken(*arguments: object) -> None:
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr(fused, "look_fused", broken)
+    fused._agrees.cache_clear()
+    with pytest.warns(UserWarning, match="no compiler"):
+        assert not fused._agrees(*kind)
+    fused._agrees.cache_clear()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_encoder_with_the_kernel_equals_the_one_without(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder = build_encoder("sparseformer_btsp_augreg_base").eval().to("cuda", dtype)
+    pictures = torch.randn(2, 3, 224, 224, device="cuda", dtype=dtype)
+    with torch.inference_mode():
+        with_kernel = encoder(pictures).pooled.float()
+        assert fused._agrees.cache_info().currsize > 0
+        monkeypatch.setattr(fused, "_fits", lambda *tensors: False)
+        without = encoder(pictures).pooled.float()
+    share = (with_kernel - without).abs().max() / without.abs().max()
+    assert share < (1e-5 if dtype == torch.float32 else 2e-2)
+
+
+@pytest.mark.gpu
+def test_graphed_encoder_equals_the_plain_one() -> None:
+    from sparse_vlm.graphs import GraphedEncoder
+
+    encoder = build_encoder("sparseformer_btsp_augreg_base").eval().cuda()
+    graphed = GraphedEncoder(encoder, keep=1)
+    for batch, tokens in ((1, None), (2, 17), (1, None)):
+        for _ in range(2):
+            pictures = torch.randn(batch, 3, 224, 224, device="cuda")
+            with torch.inference_mode():
+                plain = encoder(pictures, tokens)
+            output = graphed(pictures, tokens)
+            torch.testing.assert_close(output.tokens, plain.tokens, atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(output.rois, plain.rois, atol=1e-5, rtol=1e-5)
+    assert len(graphed._recordings) == 1
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_graphs_without_a_gpu_are_refused() -> None:
+    from sparse_vlm.graphs import GraphedEncoder
+
+    with pytest.raises(ValueError, match="CUDA device"):
+        GraphedEncoder(build_encoder("sparseformer_btsp_augreg_base"))
