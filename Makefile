@@ -20,7 +20,7 @@ STAMP_LMMS := $(ENV_LMMS)/.installed
 # The machine's cores are shared by the test workers; one thread each.
 TEST_THREADS := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
-.PHONY: help env test lint format quickstart test-torch21 test-llava test-lmms clean
+.PHONY: help env test lint format quickstart bench bench-gpu test-torch21 test-llava test-lmms clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -51,6 +51,19 @@ format: $(STAMP)  ## format the code and repair what can be repaired
 quickstart: $(STAMP)  ## bootstrap a 49-token SparseFormer from the embedded teacher, and let a small LLaVA see with it
 	$(RUN) -m bootstrap.quickstart
 	$(RUN) -m eval.quickstart
+
+# OFFICIAL=DIR names a checkout of github.com/showlab/sparseformer to compare with.
+OFFICIAL ?=
+BENCH := $(RUN) -m eval.bench
+BENCH_OFFICIAL := $(if $(OFFICIAL),--official $(OFFICIAL))
+
+bench: $(STAMP)  ## measure speed on the CPU, in minutes: ratios in turn, records in runs/bench.jsonl
+	$(BENCH) encoder $(BENCH_OFFICIAL) --rival open_clip:ViT-B-16 --batch 1 8 --rounds 5
+
+bench-gpu: $(STAMP)  ## the same on a GPU, with every ViT and large batches
+	$(BENCH) encoder --device cuda --dtype bf16 $(BENCH_OFFICIAL) --preset sparseformer_btsp_openai_clip_large \
+		--rival open_clip:ViT-L-14-336 --rival transformers:ViT-L-14-336 --rival open_clip:ViT-L-14 \
+		--rival open_clip:ViT-B-16 --batch 1 16 64 256
 
 # The library alone must also work beside an older torch, which upstream LLaVA pins.
 test-torch21: $(STAMP_21)  ## run the library's tests on torch 2.1 (needs Python 3.10 or 3.11)
