@@ -77,9 +77,8 @@ def train(
     if (out / "final" / "run.json").is_file():
         return
     out.parent.mkdir(parents=True, exist_ok=True)
-    threads = "2" if engine == "plain" else "1"
     environment = {
-        **os.environ, "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": threads,
+        **os.environ, "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1",
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
     }  # fmt: skip
     log = out.with_suffix(".log")

@@ -28,10 +28,10 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory, llava_dir: Path) -> Path:
-    """Settings of twelve steps over twelve conversations, every third without a picture."""
+    """Settings of six updates over sixteen conversations, a quarter of them without a picture."""
     folder = tmp_path_factory.mktemp("chat")
     records = []
-    for number in range(12):
+    for number in range(16):
         colour = ("red", "green", "blue")[number % 3]
         Image.new("RGB", (40, 30), colour).save(folder / f"{number}.jpg")
         turns = [
@@ -39,7 +39,7 @@ def config(tmp_path_factory: pytest.TempPathFactory, llava_dir: Path) -> Path:
             {"from": "gpt", "value": f"it is {colour}"},
         ]
         records.append({"id": str(number), "image": f"{number}.jpg", "conversations": turns})
-    for number in (2, 5, 8, 11):
+    for number in (3, 7, 11, 15):
         del records[number]["image"]
         records[number]["conversations"][0]["value"] = "What do you say?"  # type: ignore[index]
     (folder / "chat.json").write_text(json.dumps(records))
