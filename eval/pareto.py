@@ -23,6 +23,7 @@ from tqdm import tqdm
 from bootstrap.memory import keep_freed_memory
 from eval.answers import InputError, read_text
 from eval.baselines.combine import OURS, combine
+from eval.baselines.common import Start, load_start, save_start, train_together
 from eval.baselines.comparison import Comparison
 from eval.baselines.config import ParetoSettings, load_settings
 from eval.baselines.cost import count_parts, time_points
@@ -64,7 +65,7 @@ def run(settings: ParetoSettings, words: Sequence[str] = (), share: tuple[int, i
     mine = [p for p in missing if comparison.points.index(p) % share[1] == share[0]]
     transform = ImageTransform(comparison.vit.spec.transform)
     if mine:
-        _run_points(mine, comparison, (train, test), transform)
+        _run_points(mine, comparison, (train, test), transform, share[0] == 0)
     absent = [p.name for p in comparison.points if not _file(settings, p).is_file()]
     if absent:
         print(f"{len(absent)} trainings are still to come: {', '.join(absent)}")
@@ -130,6 +131,7 @@ def _run_points(
     comparison: Comparison,
     quizzes: tuple[Quiz, Quiz],
     transform: ImageTransform,
+    first: bool,
 ) -> None:
     settings, training = comparison.settings, comparison.settings.training
     train, test = quizzes
@@ -137,6 +139,8 @@ def _run_points(
     with tqdm(total=count, unit="picture", desc="pictures", disable=None) as bar:
         lookers = [Looker(load_pixels(quiz, transform, bar.update)) for quiz in quizzes]
     texts = all_texts(train)
+    seeds = dict.fromkeys(point.seed for point in points)
+    starts = {seed: _start(comparison, train, lookers[0], seed, first) for seed in seeds}
     with tqdm(total=len(points) * training.steps, unit="step", disable=None) as bar:
         for point in points:
             bar.set_description(point.name)
@@ -149,10 +153,39 @@ def _run_points(
             plan = plan_batches(train, training.steps, training.batch, training.turns, point.seed)
             tower = comparison.build(point)
             reader = build_reader(settings, texts, comparison.vit.spec.width, point.seed)
+            start = starts[point.seed]
+            if start is not None:
+                start.fill(reader, tower, point.label)
             result = run_point(point, tower, reader, plan, (lookers[0], lookers[1]), test, settings, on_step)
             result["encoder_sha256"] = comparison.encoder_hash if point.method == OURS else None
             result["cpu_seconds"] = round(time.process_time() - started, 1)
             write_atomic(_file(settings, point), json.dumps(result, indent=1, ensure_ascii=False))
+
+
+def _start(comparison: Comparison, train: Quiz, looker: Looker, seed: int, first: bool) -> Start | None:
+    """The common start of a seed: read, or made by the first process."""
+    settings, training = comparison.settings, comparison.settings.training
+    if not training.common_steps:
+        return None
+    path = settings.out / "common" / f"seed{seed}.safetensors"
+    points = [p for p in comparison.points if p.seed == seed and p.tokens]
+    labels = [point.label for point in points]
+    facts = {"encoder": comparison.encoder_hash}
+    if not path.is_file():
+        if not first:
+            raise InputError(f"{path} is not there yet; the process with --share 0/N makes it.")
+        # Other pictures and questions first than in the points' own training.
+        plan = plan_batches(train, training.common_steps, training.batch, training.turns, seed + 1_000_003)
+        reader = build_reader(settings, all_texts(train), comparison.vit.spec.width, seed)
+        towers = {point.label: tower for point in points if (tower := comparison.build(point)) is not None}
+        with tqdm(total=training.common_steps, unit="step", desc="common start", disable=None) as bar:
+
+            def on_step(loss: float) -> None:
+                bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
+                bar.update()
+
+            save_start(path, train_together(reader, towers, looker, plan, settings, seed, on_step), facts)
+    return load_start(path, labels, facts)
 
 
 def _finish(
@@ -205,11 +238,12 @@ def describe(content: dict[str, Any], settings: ParetoSettings) -> str:
     """What was equal for all points, and what the intervals cover."""
     training, million = settings.training, content["parameters"]["language model"] / 1e6
     trained = "projector and language model" if training.train_language else "projector"
+    common = f"{training.common_steps} common steps and " if training.common_steps else ""
     count = len(training.seeds)
     return (
-        f"Same teacher, language model ({million:.1f} M), {training.steps} steps of {training.batch} "
-        f"pictures; {trained} trained. Bars: 95 % over the choice of pictures, not of trainings "
-        f"({'one training' if count == 1 else f'{count} trainings'} a point)."
+        f"Same teacher, language model ({million:.1f} M), {common}{training.steps} steps of "
+        f"{training.batch} pictures; {trained} trained. Bars: 95 % over the choice of pictures, not of "
+        f"trainings ({'one training' if count == 1 else f'{count} trainings'} a point)."
     )
 
 

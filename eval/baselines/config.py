@@ -64,7 +64,9 @@ class TrainSettings:
     """Training of projector and language model, and of what a tower trains; the same for all.
 
     Attributes:
-        steps: Updates.
+        steps: Updates of each point.
+        common_steps: Updates before that, over all towers in turn, each equally often; every point starts
+            from their result. 0 for none.
         batch: Pictures an update.
         turns: Questions a picture at most, in one sequence.
         lr: Peak learning rate, for everything that is trained.
@@ -76,6 +78,7 @@ class TrainSettings:
     """
 
     steps: int = 200
+    common_steps: int = 0
     batch: int = 16
     turns: int = 6
     lr: float = 2e-3
@@ -87,6 +90,8 @@ class TrainSettings:
     def __post_init__(self) -> None:
         if min(self.steps, self.batch, self.turns) < 1:
             raise ValueError("steps, batch and turns must be at least 1")
+        if self.common_steps < 0:
+            raise ValueError("common_steps must be 0 or more")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ValueError("seeds must be one number or several different ones")
 

@@ -62,13 +62,11 @@ class Looker:
     @torch.no_grad()
     def see(self, tower: Tower) -> Seen:
         """What the tower's frozen half leaves behind, for all pictures."""
-        if tower.shared_look in self._kept:
-            return self._kept[tower.shared_look]
-        look = tower.look_for_all if tower.shared_look else tower.look
-        seen = join_seen([look(images) for images in self.pixels.split(LOOK_BATCH)])
-        if tower.shared_look:
-            self._kept[tower.shared_look] = seen
-        return seen
+        key = tower.shared_look or f"{tower.name}-{tower.num_tokens}"
+        if key not in self._kept:
+            look = tower.look_for_all if tower.shared_look else tower.look
+            self._kept[key] = join_seen([look(images) for images in self.pixels.split(LOOK_BATCH)])
+        return self._kept[key]
 
 
 def build_reader(settings: ParetoSettings, texts: Sequence[str], width: int, seed: int) -> Reader:
@@ -144,6 +142,8 @@ def see_with(tower: Tower | None, seen: Seen | None) -> See:
         return lambda rows: None
     if any(parameter.requires_grad for parameter in tower.parameters()):
         return lambda rows: tower.reduce(seen[rows])
+    if type(tower).reduce is Tower.reduce:  # nothing is left to do
+        return lambda rows: seen.tokens[rows]
     with torch.no_grad():
         starts = range(0, seen.tokens.shape[0], 256)
         made = torch.cat([tower.reduce(seen[start : start + 256]) for start in starts])

@@ -17,6 +17,7 @@ from eval import pareto
 from eval.answers import InputError
 from eval.baselines import comparison
 from eval.baselines.combine import combine, resample_pictures
+from eval.baselines.common import load_start, take_turns
 from eval.baselines.config import (
     LlamaSettings,
     ParetoSettings,
@@ -24,10 +25,10 @@ from eval.baselines.config import (
     TrainSettings,
     load_settings,
 )
-from eval.baselines.data import load_quizzes, plan_batches
+from eval.baselines.data import all_texts, load_quizzes, plan_batches
 from eval.baselines.draw import draw_pareto, spread
 from eval.baselines.points import Looker, build_reader, check_alike
-from eval.baselines.reader import collate
+from eval.baselines.reader import collate, hash_weights
 from eval.baselines.table import write_table
 from eval.baselines.teach import answer_all, measure_answers
 from eval.towers import METHODS, OpenedVit, build_tower
@@ -315,6 +316,40 @@ def test_trainings_are_put_together(settings: ParetoSettings) -> None:
         assert point["seeds"] == [0, 3]
         figure = point["figures"][content["primary"]]
         assert figure["value"] == pytest.approx(sum(figure["by_seed"]) / 2)
+
+
+def test_all_points_begin_from_what_all_towers_trained(settings: ParetoSettings) -> None:
+    training = replace(settings.training, common_steps=8)
+    small = replace(settings, methods=("pool", "resampler"), tokens=(9,), encoder=None, training=training)
+    with pytest.raises(InputError, match=r"seed0\.safetensors is not there yet; .* 0/N makes it"):
+        pareto.run(small, share=(1, 2))
+    assert pareto.run(small)
+    made = points(small)
+    starts = {point["start_sha256"] for point in made.values()}
+    fresh = build_reader(small, all_texts(load_quizzes(small)[0]), 32, 0)
+    assert len(starts) == 1
+    assert starts != {hash_weights(fresh)}
+    vit = OpenedVit(clip_teacher())
+    tower = build_tower("resampler", 9, vit)
+    untrained = tower.queries.detach().clone()
+    path = small.out / "common" / "seed0.safetensors"
+    start = load_start(path, ["pool-9", "resampler-9"], {"encoder": None})
+    start.fill(fresh, tower, "resampler-9")
+    assert not torch.equal(tower.queries, untrained)
+    assert starts == {hash_weights(fresh)}
+    (small.out / "points" / "no-image-seed0.json").unlink()
+    with pytest.raises(InputError, match="was trained with other towers than are compared now"):
+        pareto.run(replace(small, tokens=(9, 16)))
+    path.write_bytes(b"half")
+    with pytest.raises(InputError, match="cannot be read"):
+        pareto.run(small)
+
+
+def test_towers_take_turns_in_the_common_start() -> None:
+    order = take_turns(["a", "b", "c"], 8, seed=0)
+    assert len(order) == 8
+    assert sorted(order[:3]) == sorted(order[3:6]) == ["a", "b", "c"]
+    assert take_turns(["a", "b", "c"], 8, seed=0) == order
 
 
 def test_intervals_draw_whole_pictures() -> None:
