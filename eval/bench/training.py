@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import tempfile
 from collections.abc import Callable
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -51,9 +50,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     if options.batch < 1 or not 0 <= options.warmup <= 1 or not (width.isdigit() and height.isdigit()):
         raise InputError("--batch is at least 1, --warmup a share from 0 to 1, --jpeg WIDTHxHEIGHT.")
     photograph = make_photograph(int(width), int(height))
-    teacher = build_teacher(options.teacher).to(options.device)
-    with tempfile.TemporaryDirectory() as folder, ExitStack() as held:
-        held.callback(torch.set_grad_enabled, torch.is_grad_enabled())
+    teacher = build_teacher(options.teacher).to(options.device, options.torch_dtype)
+    with tempfile.TemporaryDirectory() as folder:
         steps = _build_steps(teacher, photograph, Path(folder), options)
         laps = take_turns(steps, options.rounds, options.device)
     report: dict[str, Any] = {"teacher": options.teacher, "batch": options.batch, "steps": {}}
