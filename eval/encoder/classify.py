@@ -11,6 +11,8 @@ from tqdm import tqdm
 
 from eval.answers import InputError
 
+_TEXTS_AT_ONCE = 512
+
 
 def build_classifier(
     names: Sequence[str], templates: Sequence[str], encode: Callable[[Sequence[str]], Tensor]
@@ -25,11 +27,18 @@ def build_classifier(
     Returns:
         (classes, E).
     """
-    rows = []
-    for name in tqdm(names, unit="class", desc="prompts", disable=None):
-        texts = encode([template.replace("{}", name) for template in templates]).float().cpu()
-        rows.append(F.normalize(F.normalize(texts, dim=-1).mean(dim=0), dim=-1))
-    return torch.stack(rows)
+    parts = []
+    step = max(1, _TEXTS_AT_ONCE // len(templates))
+    with tqdm(total=len(names), unit="class", desc="prompts", disable=None) as bar:
+        for start in range(0, len(names), step):
+            some = names[start : start + step]
+            texts = encode([template.replace("{}", name) for name in some for template in templates])
+            units = F.normalize(texts.float().cpu(), dim=-1).unflatten(
+                0, (len(some), -1)
+            )  # (n, templates, E)
+            parts.append(F.normalize(units.mean(dim=1), dim=-1))
+            bar.update(len(some))
+    return torch.cat(parts)
 
 
 def rank_classes(values: Tensor, classifier: Tensor) -> Tensor:
