@@ -16,6 +16,7 @@ from typing import Any
 
 from eval.answers import InputError, Matched, load_answers, match_answers, name_some
 from eval.intervals import SEED, Figure
+from eval.provenance import describe_origin
 from eval.task import Example, Judgement, Task
 from eval.tasks import list_tasks, load_task
 from sparse_vlm.atomic import write_atomic
@@ -197,7 +198,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--images", type=Path, help="check that every picture is in this folder")
     parser.add_argument("--allow-missing", action="store_true", help="score the answered questions only")
-    options = parser.parse_args(arguments)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    options = parser.parse_args(words)
     try:
         task = load_task(options.task)
         # A submission needs no gold answers, and a graded benchmark has no figures.
@@ -230,7 +232,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.json is not None:
         names = ("questions", "annotations", "answers")
         files = {name: str(path) if (path := getattr(options, name)) else None for name in names}
-        write_atomic(options.json, json.dumps(to_json(outcome, files), indent=1, ensure_ascii=False).encode())
+        settings = {key: str(value) for key, value in vars(options).items() if key != "json"}
+        origin = describe_origin("eval.rescore", words, settings)
+        content = {**to_json(outcome, files), "provenance": origin}
+        write_atomic(options.json, json.dumps(content, indent=1, ensure_ascii=False))
     return 0
 
 
