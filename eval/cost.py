@@ -22,6 +22,7 @@ from eval.costs.shapes import Subject, build_subject, list_llms, list_towers
 from eval.provenance import describe_origin
 from sparse_vlm.atomic import write_atomic
 
+_CLOCKS = ("see", "first_token", "decode")
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -83,7 +84,10 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         counts[name], labels[name] = count_costs(subject, options.words), subject.label
     measured: list[dict[str, Measured]] = []
     if not options.count_only:
-        subjects: list[Subject] = [build_subject(name, options.llm, options.device, dtype) for name in names]
+        subjects: list[Subject] = []
+        for name in names:
+            # One language model serves all: its weights do not matter, and the memory is needed.
+            subjects.append(build_subject(name, options.llm, options.device, dtype, subjects[:1]))
         measured = [
             measure(subjects, batch, options.words, options.rounds, options.device, options.compile)
             for batch in options.batch
@@ -92,6 +96,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         "llm": options.llm,
         "words": options.words,
         "dtype": options.dtype,
+        "compiled": options.compile,
         "baseline": options.baseline,
         "labels": labels,
         "counts": {
@@ -124,19 +129,25 @@ def format_counts(report: dict[str, Any]) -> str:
 
 
 def format_measured(report: dict[str, Any]) -> str:
-    """The table of times: medians, quartiles, and the ratio to the baseline of the same run."""
+    """The table of times: medians, quartiles, and ratios to the baseline of the same run."""
+    base_label = report["labels"][report["baseline"]]
     lines = [
-        f"Median seconds, quartiles in brackets; {report['provenance']['device']}, {report['dtype']}.",
-        f"{'':26}{'batch':>6}{'pictures/s':>12}{'first token':>28}{'times less':>12}{'tokens/s':>10}",
+        f"Medians, quartiles of seconds in brackets, and how many times faster than {base_label}; "
+        f"{report['provenance']['device']}, {report['dtype']}{', compiled' if report['compiled'] else ''}.",
+        f"{'':26}{'batch':>6}{'pictures/s':>12}{'':8}{'first token':>28}{'':8}{'tokens/s':>10}{'':8}"
+        f"{'peak GB':>9}",
     ]
     for part in report["measured"]:
-        base = part[report["baseline"]]["first_token"]["median"]
+        base = part[report["baseline"]]
         for name, row in part.items():
             first = row["first_token"]
+            times = {key: f"{base[key]['median'] / row[key]['median']:>7.2f}x" for key in _CLOCKS}
             spread = f"{first['median']:.4g} [{first['low']:.4g}, {first['high']:.4g}]"
+            pictures, words = (row["batch"] / row[key]["median"] for key in ("see", "decode"))
             lines.append(
-                f"{report['labels'][name]:<26}{row['batch']:>6}{row['batch'] / row['see']['median']:>12.1f}"
-                f"{spread:>28}{base / first['median']:>11.2f}x{row['batch'] / row['decode']['median']:>10.1f}"
+                f"{report['labels'][name]:<26}{row['batch']:>6}{pictures:>12.1f}{times['see']}"
+                f"{spread:>28}{times['first_token']}{words:>10.1f}{times['decode']}"
+                f"{row['peak_bytes'] / 1e9:>9.2f}"
             )
     return "\n".join(lines)
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from eval.costs.memory import measure_growth, weigh
 from eval.costs.shapes import Subject
 
 
@@ -39,7 +40,8 @@ class Measured:
         see: The tower and the projector.
         first_token: From pixels to the first token.
         decode: One further token.
-        peak_bytes: Most GPU memory in use; None on a CPU, whose allocator does not tell.
+        peak_bytes: The model's weights, and the most that all other tensors take at once until the first
+            token.
         cache_bytes: Of keys and values after the prompt, all questions together.
     """
 
@@ -47,7 +49,7 @@ class Measured:
     see: Timing
     first_token: Timing
     decode: Timing
-    peak_bytes: int | None
+    peak_bytes: int
     cache_bytes: int
 
 
@@ -97,8 +99,11 @@ def measure(
         words: Tokens of a question.
         rounds: How often each piece of work is timed.
         device: Where the subjects are.
-        compiled: Compile towers and language models first.
+        compiled: Compile towers and language models first, each for its own shapes.
     """
+    if compiled:
+        # Beyond a few shapes a compiled function goes on uncompiled; every batch size begins anew.
+        torch.compiler.reset()
     jobs = {subject.name: _Job(subject, batch, words, device, compiled) for subject in subjects}
     see = take_turns({name: job.see for name, job in jobs.items()}, rounds, device)
     first = take_turns({name: job.first_token for name, job in jobs.items()}, rounds, device)
@@ -126,7 +131,10 @@ class _Job:
         if compiled:
             model.model.vision_tower.compile(dynamic=False)
             model.model.language_model.compile(dynamic=False)
-        self.cache = self._prefill()
+        output = self._prefill()
+        # transformers has renamed it: the argument is called as the result is.
+        self.cache_name = "cache" if getattr(output, "cache", None) is not None else "past_key_values"
+        self.cache = output[self.cache_name]
         self.cache_bytes = sum(
             tensor.numel() * tensor.element_size()
             for layer in self.cache.layers
@@ -136,7 +144,7 @@ class _Job:
     def _prefill(self) -> Any:
         output = self.model(input_ids=self.ids, pixel_values=self.pixels, use_cache=True, logits_to_keep=1)
         output.logits[:, -1].argmax(-1)
-        return output.past_key_values
+        return output
 
     def see(self) -> None:
         """Pictures to visual tokens."""
@@ -148,14 +156,10 @@ class _Job:
 
     def decode(self) -> None:
         """One further token; the cache is cut back, so that every round does the same."""
-        self.model(input_ids=self.next, past_key_values=self.cache, use_cache=True).logits.argmax(-1)
+        given = {self.cache_name: self.cache}
+        self.model(input_ids=self.next, use_cache=True, **given).logits.argmax(-1)
         self.cache.crop(-1)
 
-    def measure_peak(self) -> int | None:
-        """Most GPU memory in use while the first token is made."""
-        if not self.device.startswith("cuda"):
-            return None
-        torch.cuda.reset_peak_memory_stats()
-        self._prefill()
-        torch.cuda.synchronize()
-        return int(torch.cuda.max_memory_allocated())
+    def measure_peak(self) -> int:
+        """Weights, and the most that a first token needs besides."""
+        return weigh(self.model) + measure_growth(self._prefill, self.device)

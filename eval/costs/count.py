@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 
 from bootstrap.cost import count_work
 from eval.costs.shapes import Subject
+from sparse_vlm import SparseFormerConfig
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,53 @@ def vit_gmacs(config: Any) -> float:
     embedding = patches * 3 * config.patch_size**2 * width
     block = tokens * (4 * width**2 + 2 * width * config.intermediate_size) + 2 * tokens**2 * width
     return float((embedding + config.num_hidden_layers * block) / 1e9)
+
+
+def projector_gmacs(width: int, llm_width: int, tokens: int) -> float:
+    """LLaVA's two linear layers by hand."""
+    return tokens * (width * llm_width + llm_width**2) / 1e9
+
+
+def sparseformer_gmacs(config: SparseFormerConfig, side: int, tokens: int) -> float:
+    """A SparseFormer's multiply-adds by hand: stem, focusing steps, hand-over, cortex.
+
+    Bilinear read-out is a few additions and multiplications a number and not a matrix product; neither this
+    formula nor the counters count it.
+
+    Args:
+        config: The architecture.
+        side: Of its square pictures in pixels.
+        tokens: It makes, the class token included.
+    """
+    stem = (side // 2) ** 2 * 49 * 3 * config.stem_channels
+    latents = tokens - int(config.cls_token)
+    narrow, wide = config.focusing_width, config.width
+    focusing = config.focusing_repeats * _step_macs(
+        config, config.focusing_order, latents, narrow, config.focusing_mlp_width, config.generator_width
+    )
+    handover = latents * narrow * wide + _step_macs(
+        config, config.handover_order, latents, wide, config.mlp_width, config.handover_generator_width
+    )
+    block = tokens * (4 * wide**2 + 2 * wide * config.mlp_width) + 2 * tokens**2 * wide
+    return float((stem + focusing + handover + config.depth * block) / 1e9)
+
+
+def _step_macs(
+    config: SparseFormerConfig, order: Sequence[str], tokens: int, width: int, mlp: int, generator: int
+) -> int:
+    """Of one focusing step."""
+    points, channels, out = config.num_points, config.stem_channels, config.mixing_points
+    place = width * 2 * points
+    generate = width * generator + generator * (channels**2 + out * points)
+    mix = points * channels**2 + out * points * channels + out * channels * width
+    macs = {
+        "sample": tokens * (place + generate + mix),
+        "position": tokens * width**2,
+        "attention": tokens * 4 * width**2 + 2 * tokens**2 * width,
+        "mlp": tokens * 2 * width * mlp,
+        "adjust": tokens * (width**2 * int(config.adjust_hidden) + 4 * width),
+    }
+    return sum(macs[operation] for operation in order)
 
 
 def prefill_gmacs(text: Any, tokens: int) -> float:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,6 +89,7 @@ def list_towers() -> dict[str, TowerShape]:
     return {shape.name: shape for shape in shapes}
 
 
+@functools.cache
 def list_llms() -> dict[str, LlamaConfig]:
     """Llama-shaped language models by size."""
 
@@ -102,8 +106,8 @@ def list_llms() -> dict[str, LlamaConfig]:
 
     return {
         "tiny": llama(256, 704, 4, 4, 4, 2048),
-        "0.5b": llama(1024, 2816, 24, 16, 16, 32064),
-        "1.5b": llama(2048, 5632, 24, 16, 16, 32064),
+        "0.5b": llama(1280, 3520, 21, 20, 20, 32064),
+        "1.5b": llama(2048, 5632, 27, 16, 16, 32064),
         "7b": llama(4096, 11008, 32, 32, 32, 32064),
         "13b": llama(5120, 13824, 40, 40, 40, 32064),
     }
@@ -119,6 +123,7 @@ class Subject:
         model: The LLaVA; its tower is `model.model.vision_tower`.
         image_size: Side of its pictures in pixels.
         tokens: Visual tokens of a picture.
+        llm: Shape of its language model, if that is one of `list_llms` with random weights.
     """
 
     name: str
@@ -126,6 +131,7 @@ class Subject:
     model: Any
     image_size: int
     tokens: int
+    llm: LlamaConfig | None = None
 
     @property
     def tower(self) -> nn.Module:
@@ -145,7 +151,9 @@ class Subject:
         return torch.stack(list(self.model.get_image_features(pixel_values=pixels).pooler_output))
 
 
-def build_subject(name: str, llm: str, device: str, dtype: torch.dtype) -> Subject:
+def build_subject(
+    name: str, llm: str, device: str, dtype: torch.dtype, lenders: Sequence[Subject] = ()
+) -> Subject:
     """A LLaVA by the name of its tower, from an encoder directory, or from a LLaVA directory.
 
     Args:
@@ -153,6 +161,8 @@ def build_subject(name: str, llm: str, device: str, dtype: torch.dtype) -> Subje
         llm: One of `list_llms`; not looked at for a LLaVA directory.
         device: "meta" makes no weights: enough for counting.
         dtype: Of the weights.
+        lenders: Built before with the same `llm`; one of them lends its language model. A LLaVA directory
+            keeps its own and lends none.
 
     Raises:
         InputError: If the name is none of these.
@@ -161,7 +171,7 @@ def build_subject(name: str, llm: str, device: str, dtype: torch.dtype) -> Subje
     if llm not in llms:
         raise InputError(f"There is no language model {llm!r}; known are {', '.join(llms)}.")
     if name in towers:
-        return _assemble(towers[name], llms[llm], device, dtype)
+        return _assemble(towers[name], llms[llm], device, dtype, lenders)
     folder = Path(name)
     if not (folder / "config.json").is_file():
         raise InputError(
@@ -181,13 +191,20 @@ def build_subject(name: str, llm: str, device: str, dtype: torch.dtype) -> Subje
     )
     side = encoder.transform.config.height
     shape = TowerShape(name, folder.name, side, encoder.num_tokens, config, -1, False)
-    return _assemble(shape, llms[llm], device, dtype)
+    return _assemble(shape, llms[llm], device, dtype, lenders)
 
 
-def _assemble(shape: TowerShape, llm: LlamaConfig, device: str, dtype: torch.dtype) -> Subject:
+def _assemble(
+    shape: TowerShape, llm: LlamaConfig, device: str, dtype: torch.dtype, lenders: Sequence[Subject]
+) -> Subject:
+    lender = next((lent for lent in lenders if lent.llm is llm), None)
+    text = llm
+    if lender is not None:
+        text = copy.deepcopy(llm)
+        text.num_hidden_layers = 1  # thrown away below
     config = LlavaConfig(
         vision_config=shape.config,
-        text_config=llm,
+        text_config=text,
         image_token_index=llm.vocab_size - 1,
         image_seq_length=shape.tokens,
         vision_feature_layer=shape.layer,
@@ -200,4 +217,7 @@ def _assemble(shape: TowerShape, llm: LlamaConfig, device: str, dtype: torch.dty
             model: Any = LlavaForConditionalGeneration(config)
     finally:
         torch.set_default_dtype(before)
-    return Subject(shape.name, shape.label, model.eval(), shape.image_size, shape.tokens)
+    if lender is not None:
+        model.model.language_model, model.lm_head = lender.model.model.language_model, lender.model.lm_head
+        model.config.text_config = llm
+    return Subject(shape.name, shape.label, model.eval(), shape.image_size, shape.tokens, llm)

@@ -179,7 +179,6 @@ def _clocks(record: Mapping[str, Any]) -> str:
         drawing = draw_bars(bars, f"Time to the first token, batch {base['batch']}", "ms to the first token")
         drawings += chart(drawing, f"Batch {base['batch']}")
         for name, row in part.items():
-            peak = "–" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 1e9:.2f}"
             first = [short(1e3 * row["first_token"][key]) for key in ("median", "low", "high")]
             cells.append(
                 [
@@ -188,7 +187,7 @@ def _clocks(record: Mapping[str, Any]) -> str:
                     _rate(row["see"], row["batch"]),
                     f'{first[0]}<span class="interval">{first[1]} – {first[2]}</span>',
                     _rate(row["decode"], row["batch"]),
-                    peak,
+                    short(row["peak_bytes"] / 1e9),
                     short(row["cache_bytes"] / 1e6),
                     str(row["first_token"]["rounds"]),
                 ]

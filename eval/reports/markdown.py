@@ -168,7 +168,6 @@ def _clocks(record: Mapping[str, Any]) -> str:
         for name, row in part.items():
             first = row["first_token"]
             low, high = short(1e3 * first["low"]), short(1e3 * first["high"])
-            peak = "–" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 1e9:.2f}"
             rows.append(
                 [
                     _plain(record["labels"][name]),
@@ -177,7 +176,7 @@ def _clocks(record: Mapping[str, Any]) -> str:
                     f"{short(1e3 * first['median'])} ({low} to {high})",
                     f"{base / first['median']:.2f}×",
                     short(row["batch"] / row["decode"]["median"]),
-                    peak,
+                    short(row["peak_bytes"] / 1e9),
                 ]
             )
     head = ["tower", "batch", "pictures/s", "first token, ms (quartiles)", "less", "tokens/s", "peak, GB"]
