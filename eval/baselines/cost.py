@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -65,13 +66,11 @@ def time_points(
     def look(tower: Tower | None) -> Tensor | None:
         return None if tower is None else tower(image)
 
-    def begin(tower: Tower | None) -> Callable[[], Any]:
-        return lambda: prefill(reader, reader.embed(look(tower), _blank(prompt)))
+    def begin(tower: Tower | None) -> Tensor:
+        return prefill(reader, reader.embed(look(tower), _blank(prompt)))
 
-    seeing = take_turns(
-        {name: (lambda tower=tower: look(tower)) for name, tower in towers.items()}, rounds, "cpu"
-    )
-    whole = take_turns({name: begin(tower) for name, tower in towers.items()}, rounds, "cpu")
+    seeing = take_turns({name: partial(look, tower) for name, tower in towers.items()}, rounds, "cpu")
+    whole = take_turns({name: partial(begin, tower) for name, tower in towers.items()}, rounds, "cpu")
     return {name: _milliseconds(seeing[name], whole[name]) for name in towers}
 
 
