@@ -234,8 +234,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         files = {name: str(path) if (path := getattr(options, name)) else None for name in names}
         settings = {key: str(value) for key, value in vars(options).items() if key != "json"}
         origin = describe_origin("eval.rescore", words, settings)
-        content = {**to_json(outcome, files), "provenance": origin}
-        write_atomic(options.json, json.dumps(content, indent=1, ensure_ascii=False))
+        record = {**to_json(outcome, files), "provenance": origin}
+        write_atomic(options.json, json.dumps(record, indent=1, ensure_ascii=False))
     return 0
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -29,8 +32,14 @@ def measure_growth(work: Callable[[], Any], device: str) -> int:
         work()
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
+    record = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
+    with _silence():
+        record.start()
+    try:
         work()
+    finally:
+        with _silence():
+            record.stop()
     assert record.profiler is not None
     results: Any = record.profiler.kineto_results
     now = most = 0
@@ -39,6 +48,20 @@ def measure_growth(work: Callable[[], Any], device: str) -> int:
             now += event.nbytes()
             most = max(most, now)
     return most
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Hides what the profiler's own code prints about GPUs that are not there."""
+    sys.stderr.flush()
+    kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nothing)
 
 
 def weigh(model: nn.Module) -> int:
