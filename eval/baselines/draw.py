@@ -9,6 +9,8 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
+from matplotlib.ticker import MaxNLocator
 
 from eval.baselines.combine import OURS
 from eval.baselines.table import LABELS
@@ -29,6 +31,7 @@ _COSTS = (
     ("ms", "milliseconds until the answer begins"),
 )
 _SMALL, _NORMAL = 8.0, 9.0
+_HALO = [withStroke(linewidth=2.5, foreground="white")]
 # Of the y axis: what a line of label text needs.
 _LABEL_HEIGHT = 0.056
 
@@ -118,9 +121,10 @@ def _draw_panel(axis: Axes, results: Sequence[dict[str, Any]], primary: str, cos
             _number(axis, x, y, points, colour)
         ends.append((x[-1], y[-1], method))
     costs = [result[cost]["total"] for result in results if result["tokens"]]
-    axis.set_xlim(0, max(costs, default=1.0) * 1.52)
+    axis.set_xlim(0, max(costs, default=1.0) * 1.56)
     _label_ends(axis, ends, max(costs, default=1.0) * 1.13)
     _draw_floors(axis, results, primary)
+    axis.yaxis.set_major_locator(MaxNLocator(integer=True))
     axis.grid(True, color=_GRID, linewidth=0.8)
     axis.set_axisbelow(True)
     axis.tick_params(labelsize=_SMALL, colors=_QUIET, length=0)
@@ -141,17 +145,19 @@ def _distances(figures: Sequence[dict[str, Any]]) -> list[list[float]]:
 def _number(
     axis: Axes, x: Sequence[float], y: Sequence[float], points: Sequence[dict[str, Any]], colour: str
 ) -> None:
+    """The number of visual tokens above each point, beside its bar."""
     for point, place_x, place_y in zip(points, x, y, strict=True):
         axis.annotate(
             str(point["tokens"]),
             (place_x, place_y),
-            xytext=(-5, 6),
+            xytext=(-4, 7),
             textcoords="offset points",
             ha="right",
             fontsize=_SMALL,
             color=colour,
             fontweight="bold",
             zorder=40,
+            path_effects=_HALO,
         )
 
 
@@ -164,7 +170,7 @@ def _label_ends(axis: Axes, ends: Sequence[tuple[float, float, str]], column: fl
     for (x, y, method), place in zip(ordered, places, strict=True):
         colour = _STYLES[method][0]
         axis.plot([x, column * 0.99], [y, place], color=colour, linewidth=0.6, alpha=0.5, zorder=1)
-        name = "SparseFormer" if method == OURS else LABELS[method].partition(" (")[0]
+        name = LABELS[method].partition(" (")[0]
         axis.text(
             column,
             place,
@@ -202,6 +208,8 @@ def _draw_floors(axis: Axes, results: Sequence[dict[str, Any]], primary: str) ->
             va="bottom" if blind else "top",
             fontsize=_SMALL,
             color=_QUIET,
+            path_effects=_HALO,
+            zorder=39,
         )
 
 
