@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,14 +15,24 @@ from eval.encoder.pictures import Pictures
 
 _SIDE = 32
 _PIXEL_BYTES = 3 * _SIDE * _SIDE
-# The class names' file, label bytes of a record (the last one counts), files of each split.
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """The class names' file, label bytes of a record (the last one counts), and the files of each split."""
+
+    words: str
+    head: int
+    files: Mapping[str, tuple[str, ...]]
+
+
 _LAYOUTS = {
-    "CIFAR-10": (
+    "CIFAR-10": _Layout(
         "batches.meta.txt",
         1,
         {"train": tuple(f"data_batch_{n}.bin" for n in range(1, 6)), "test": ("test_batch.bin",)},
     ),
-    "CIFAR-100": ("fine_label_names.txt", 2, {"train": ("train.bin",), "test": ("test.bin",)}),
+    "CIFAR-100": _Layout("fine_label_names.txt", 2, {"train": ("train.bin",), "test": ("test.bin",)}),
 }
 
 
@@ -31,8 +43,8 @@ def find_cifar(folder: Path) -> tuple[str, Path] | None:
         InputError: If it is the Python version.
     """
     for place in (folder, *sorted(folder.glob("cifar-*"))):
-        for name, (words, _, _) in _LAYOUTS.items():
-            if (place / words).is_file():
+        for name, layout in _LAYOUTS.items():
+            if (place / layout.words).is_file():
                 return name, place
         if any((place / name).is_file() for name in ("batches.meta", "test_batch", "meta")):
             raise InputError(
@@ -53,9 +65,10 @@ def load_cifar(name: str, folder: Path, split: str = "test") -> Pictures:
     Raises:
         InputError: If a file is missing or not whole.
     """
-    words, head, files = _LAYOUTS[name]
+    layout = _LAYOUTS[name]
+    words, head = layout.words, layout.head
     parts = []
-    for file in files[split]:
+    for file in layout.files[split]:
         path = folder / file
         if not path.is_file():
             raise InputError(f"{folder} lacks {name}'s {file}.")

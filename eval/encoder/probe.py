@@ -99,5 +99,5 @@ def _fit(train: Tensor, labels: Tensor, classes: int, strength: float, device: s
         return made
 
     solver.step(loss)
-    parts = (part.detach().cpu() for part in (mean, scale, weight, bias, seen))
-    return Probe(*parts, strength=strength)
+    mean, scale, seen = mean.cpu(), scale.cpu(), seen.cpu()
+    return Probe(mean, scale, weight.detach().cpu(), bias.detach().cpu(), seen, strength)
