@@ -113,7 +113,7 @@ def _describe(
     candidates: list[Candidate], laps: dict[str, Laps], batch: int, operations: float
 ) -> dict[str, Any]:
     first = candidates[0].name
-    rows = {}
+    rows: dict[str, dict[str, Any]] = {}
     for candidate in candidates:
         rows[candidate.name] = {"gmacs": candidate.gmacs, "image_size": candidate.image_size}
         for clock in ("wall", "cpu"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import subprocess
 import sys
 from collections.abc import Callable
@@ -89,7 +90,7 @@ def _encode(
     works: dict[str, Callable[[], Any]] = {}
     for number, (batch, side, tokens) in enumerate(shapes):
         images = torch.randn(batch, 3, side, side, device=options.device).to(options.torch_dtype)
-        works[str(number)] = lambda images=images, tokens=tokens: encoder(images, tokens)
+        works[str(number)] = functools.partial(encoder, images, tokens)
     clock = "wall" if options.device.startswith("cuda") else "cpu"
     return [laps.summary(clock).median for laps in take_turns(works, options.rounds, options.device).values()]
 

@@ -116,7 +116,9 @@ def list_parts(encoder: SparseFormer, images: Tensor) -> list[Part]:
     tokens = tokens.contiguous()
     wide = focusing.lift(tokens)
     _, states = cortex(wide, hidden_states=True)
-    full, block = states[0], cortex.blocks[0]
+    assert states is not None
+    full = states[0]
+    block: Any = cortex.blocks[0]
     points = stage._place(tokens, rois)
     samples = sample_features(feature_map, points)
     matrices, wide_matrices = stage.mixing.generate(tokens), handover.mixing.generate(wide)

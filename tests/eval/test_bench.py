@@ -88,7 +88,7 @@ def test_official_model_takes_our_weights(official_root: Path) -> None:
     ours = build_ours(preset)
     assert _compare(ours, build_official(official_root, preset, ours)) < 1e-5
     with torch.no_grad():
-        ours.head.proj.weight.add_(1.0)
+        ours.focusing.lift.weight.add_(1.0)
     with pytest.raises(InputError, match="differs"):
         _compare(ours, build_official(official_root, preset, build_ours(preset)))
 

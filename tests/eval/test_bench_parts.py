@@ -1,0 +1,139 @@
+"""The benchmarks of parts, memory, data, training, answers, growth, and the estimate on paper."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from eval.bench import growth, training
+from eval.bench.__main__ import main
+from eval.bench.data import make_photograph, plain_view
+from eval.bench.estimate import count_parts, work_of
+from eval.bench.memory import PeakBytes
+from eval.bench.rivals import build_ours, count_gmacs
+from sparse_vlm import SparseFormerConfig
+from sparse_vlm.presets import PRESETS
+
+SMALL = SparseFormerConfig(width=64, depth=2, heads=4, mlp_width=64, focusing_width=32, focusing_heads=2)
+
+
+@pytest.fixture(autouse=True)
+def small_preset(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(PRESETS, "small", (SMALL, PRESETS["sparseformer_btsp_openai_clip_base"][1]))
+
+
+def _run(tmp_path: Path, *words: str) -> dict[str, Any]:
+    out = tmp_path / "bench.jsonl"
+    assert main([*words, "--rounds", "1", "--json", str(out)]) == 0
+    record: dict[str, Any] = json.loads(out.read_text().splitlines()[-1])
+    assert record["bench"] == words[0]
+    return record
+
+
+@pytest.mark.parametrize("flags", [(), ("--packed",)])
+def test_parts_are_all_there(tmp_path: Path, flags: tuple[str, ...]) -> None:
+    record = _run(tmp_path, "parts", "--preset", "small", "--batch", "2", *flags)
+    (batch,) = record["batches"]
+    inside = sum(part["gmacs"] for part in batch["parts"].values())
+    whole = 2 * count_gmacs(build_ours("small"), 224)
+    assert 0.98 < inside / whole < 1.0  # the lift and the RoI adjustment are left
+    assert all(part["bytes"] > 0 and part["cpu"]["ms"] > 0 for part in batch["parts"].values())
+    assert {"stem", "sampling", "generation of mixing weights", "mixing", "cortex MLP"} <= batch[
+        "parts"
+    ].keys()
+
+
+def test_peak_bytes_of_a_known_piece_of_work() -> None:
+    before = torch.zeros(10_000)
+    with PeakBytes() as counter:
+        first = before + 1  # 40,000
+        second = first.view(100, 100).t()  # no bytes of its own
+        second.add_(1)
+        third = first[:5_000] * 2  # 20,000
+        del first, second
+        fourth = third + 1  # 20,000 again, but the first 40,000 are gone
+        assert counter.live == 40_000
+    assert counter.peak == 60_000
+    assert fourth.numel() + third.numel() == 10_000
+
+
+def test_checkpointing_takes_less_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny = torch.nn.Conv2d(3, 4, 16)
+    monkeypatch.setattr("eval.bench.memory.build_vit", lambda spec: (tiny, 32))
+    peaks = _run(tmp_path, "memory", "--preset", "small")["peak_bytes_a_picture"]
+    assert 0 < peaks["student, activation checkpointing"] < peaks["student"]
+
+
+def test_both_ways_to_decode_show_the_same_picture(tmp_path: Path) -> None:
+    from bootstrap.data import TrainView
+
+    view = TrainView(PRESETS["small"][1])
+    data = make_photograph(640, 480)
+    assert (view(data, 3, 0) - plain_view(view)(data, 3, 0)).abs().mean() < 0.1
+    record = _run(tmp_path, "data", "--size", "64x48", "--pictures", "2")
+    assert record["sizes"]["64x48"]["ours"]["cpu"] > 0
+    assert record["ceiling"]["cpu"] > record["sizes"]["64x48"]["ours"]["cpu"]
+
+
+def test_training_steps_are_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers import CLIPVisionConfig
+
+    from eval.costs.shapes import TowerShape
+
+    config = CLIPVisionConfig(
+        hidden_size=64, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4, patch_size=32
+    )
+    config.image_size = 224
+    tower = TowerShape("vit_b_16", "tiny", 224, 49, config, -2, True)
+    monkeypatch.setattr(training, "list_towers", lambda: {"vit_b_16": tower})
+    record = _run(tmp_path, "training", "--batch", "2", "--jpeg", "64x48")
+    steps = record["steps"]
+    assert list(steps) == [training.PLAIN, training.WARMUP, training.LIVE, training.STORED]
+    assert steps[training.PLAIN]["cpu"]["times_faster"]["median"] == 1
+    assert record["whole_run"]["wall"] > 0
+
+
+def test_estimate_is_what_its_assumptions_give(tmp_path: Path) -> None:
+    words = ("--pictures", "1e6", "--gpus", "10", "--epochs", "2", "--peak", "100", "--used", "0.5")
+    record = _run(tmp_path, "estimate", *words, "--scaling", "1", "--warmup", "0")
+    parts = count_parts()
+    _, full = work_of(parts)
+    assert parts["teacher"] == pytest.approx(191, rel=0.01)
+    assert parts["student focusing"] + 2 * parts["student cortex, tuned half"] == pytest.approx(
+        14.8, rel=0.01
+    )
+    (row,) = record["rows"]
+    # 2e6 pictures, two operations a multiply-add, ten GPUs of 50 TFLOP/s.
+    assert row["hours_live"] == pytest.approx(2e6 * 2e9 * (full + parts["teacher"]) / 5e14 / 3600)
+    assert row["read_terabytes"] == pytest.approx(0.22)
+
+
+def test_answer_bench(tmp_path: Path) -> None:
+    words = ("--tower", "sf_b_49", "--llm", "tiny", "--words", "4", "--answer", "3")
+    record = _run(tmp_path, "answer", *words)
+    row = record["batches"][0]["towers"]["sf_b_49"]
+    assert row["times_shorter"] == 1
+    spent = row["first_token"]["median"] + 2 * row["next_token"]["median"]
+    assert row["questions_a_second"] == pytest.approx(1 / spent)
+
+
+def test_growth_draws_its_charts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(growth, "_spread", lambda preset, count, seconds: 2.0 * count)
+    record = _run(
+        tmp_path, "growth", "--preset", "small", "--picture-size", "32", "64", "--tokens", "5", "9",
+        "--batch", "1", "2", "--pictures", "100", "1000", "--charts", str(tmp_path / "charts"),
+    )  # fmt: skip
+    assert (tmp_path / "charts" / "growth.png").stat().st_size > 10_000
+    assert {name: len(curve["y"]) for name, curve in record["curves"].items()} == {
+        "picture size": 2, "tokens": 2, "batch": 2, "pictures": 2,
+    }  # fmt: skip
+    assert record["processes"]["y"] == [2.0, 4.0]
+
+
+@pytest.mark.slow
+def test_processes_count_their_forward_passes() -> None:
+    assert growth._spread("sparseformer_v1_tiny", 1, 0.5) > 0
