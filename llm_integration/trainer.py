@@ -1,0 +1,82 @@
+"""Hugging Face's Trainer with our parameter groups, our order of the data, and our log."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import Sampler
+from transformers import LlavaForConditionalGeneration, Trainer, TrainerCallback
+
+from .config import TrainSettings
+from .data import ChatDataset, GroupedSampler
+from .freeze import build_groups
+from .load import load_llava
+
+
+class ChatTrainer(Trainer):
+    """Hugging Face's Trainer with our parameter groups and our order of the data.
+
+    Args:
+        settings: of the run.
+        options: the Trainer's own arguments.
+    """
+
+    def __init__(self, settings: TrainSettings, **options: Any) -> None:
+        self.settings = settings
+        super().__init__(**options)
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """AdamW over the groups of :func:`llm_integration.freeze.build_groups`."""
+        if self.optimizer is None:
+            target: Any = model or self.model
+            groups = build_groups(target, self.settings)
+            self.optimizer = torch.optim.AdamW(groups, lr=self.settings.optim.learning_rate)
+        return self.optimizer
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        target = model or self.model
+        if not isinstance(target, LlavaForConditionalGeneration):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            return
+        # The Trainer would look for names in the file that LLaVA only has in memory, find none of them, and
+        # go on with the weights the run had begun with. Single precision holds every stored value.
+        stored = load_llava(resume_from_checkpoint, torch.float32)
+        target.load_state_dict(stored.state_dict(), strict=True)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int] | None:
+        dataset: Any = train_dataset if train_dataset is not None else self.train_dataset
+        if self.settings.data.group == "none":
+            return super()._get_train_sampler(dataset)
+        return GroupedSampler(
+            dataset.lengths,
+            dataset.with_picture,
+            self.settings.batch * self.args.world_size,
+            self.settings.seed,
+        )
+
+
+class LogFile(TrainerCallback):
+    """One JSON line for each log entry in the run's directory, and in the output where there is no bar.
+
+    Args:
+        path: the log.
+        dataset: whose bad records are counted.
+    """
+
+    def __init__(self, path: Path, dataset: ChatDataset) -> None:
+        self.path = path
+        self.dataset = dataset
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        """Called by the Trainer with each entry."""
+        if not state.is_world_process_zero or not logs:
+            return
+        line = json.dumps({"step": state.global_step, **logs, "bad_records": self.dataset.bad_records})
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+        if args.disable_tqdm:
+            print(line, flush=True)
