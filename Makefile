@@ -20,7 +20,7 @@ STAMP_LMMS := $(ENV_LMMS)/.installed
 # The machine's cores are shared by the test workers; one thread each.
 TEST_THREADS := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
-.PHONY: help env test lint format quickstart bench bench-gpu test-torch21 test-llava test-lmms clean
+.PHONY: help env test lint format quickstart bench bench-gpu test-launcher test-torch21 test-llava test-lmms clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -64,6 +64,9 @@ bench-gpu: $(STAMP)  ## the same on a GPU, with every ViT and large batches
 	$(BENCH) encoder --device cuda --dtype bf16 $(BENCH_OFFICIAL) --preset sparseformer_btsp_openai_clip_large \
 		--rival open_clip:ViT-L-14-336 --rival transformers:ViT-L-14-336 --rival open_clip:ViT-L-14 \
 		--rival open_clip:ViT-B-16 --batch 1 16 64 256
+
+test-launcher: $(STAMP)  ## run the tests that start the deepspeed launcher (minutes)
+	SPARSE_VLM_LAUNCHER=1 OMP_NUM_THREADS=1 $(RUN) -m pytest -m launcher
 
 # The library alone must also work beside an older torch, which upstream LLaVA pins.
 test-torch21: $(STAMP_21)  ## run the library's tests on torch 2.1 (needs Python 3.10 or 3.11)
