@@ -153,7 +153,7 @@ def _describe(source: Source) -> str:
     device = source.provenance.get("device")
     parts = [f"a question of {record['words']} tokens about one picture", f"weights in {record['dtype']}"]
     parts.append(f"measured on {device}" if device and record["measured"] else "counted, not measured")
-    if record.get("compiled"):
+    if record["compiled"]:
         parts.append("compiled")
     return "; ".join(parts)
 

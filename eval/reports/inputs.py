@@ -26,7 +26,7 @@ _NEEDS = {
     "run": ("task", "scorer", "primary", "figures", "units", "coverage", "provenance"),
     "scores": ("task", "scorer", "primary", "figures", "units", "coverage"),
     "pareto": ("task", "scorer", "primary", "points", "provenance"),
-    "cost": ("llm", "words", "dtype", "baseline", "labels", "counts", "measured", "provenance"),
+    "cost": ("llm", "words", "dtype", "compiled", "baseline", "labels", "counts", "measured", "provenance"),
     "encoder": ("command", "protocol", "figures", "differences", "notes", "provenance"),
 }
 
