@@ -92,15 +92,18 @@ def pack_linears(module: nn.Module) -> int:
         module: an encoder, usually. It takes up to twice the memory afterwards.
 
     Returns:
-        How many layers were replaced; 0 where PyTorch has no oneDNN.
+        How many layers were replaced; 0 where PyTorch has no oneDNN, or weights were made under
+        ``torch.inference_mode()``.
     """
     if not can_pack():
         return 0
     count = 0
     for child in list(module.modules()):
         for name, linear in list(child.named_children()):
-            # Narrowing layers multiply no faster packed.
-            if type(linear) is nn.Linear and linear.out_features >= linear.in_features:
+            # Narrowing layers multiply no faster packed; weights made in inference mode do not tell when
+            # they change, so a copy of them could be an old one.
+            gains = type(linear) is nn.Linear and linear.out_features >= linear.in_features
+            if gains and not linear.weight.is_inference():
                 setattr(child, name, PackedLinear(linear))
                 count += 1
     return count

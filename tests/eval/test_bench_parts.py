@@ -16,6 +16,7 @@ from eval.bench.estimate import count_parts, work_of
 from eval.bench.memory import PeakBytes
 from eval.bench.rivals import build_ours, count_gmacs
 from sparse_vlm import SparseFormerConfig
+from sparse_vlm.packed import PackedLinear
 from sparse_vlm.presets import PRESETS
 
 SMALL = SparseFormerConfig(width=64, depth=2, heads=4, mlp_width=64, focusing_width=32, focusing_heads=2)
@@ -35,8 +36,12 @@ def _run(tmp_path: Path, *words: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("flags", [(), ("--packed",)])
-def test_parts_are_all_there(tmp_path: Path, flags: tuple[str, ...]) -> None:
+def test_parts_are_all_there(tmp_path: Path, flags: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    packed = []
+    pack = PackedLinear._pack
+    monkeypatch.setattr(PackedLinear, "_pack", lambda layer: packed.append(layer) or pack(layer))
     record = _run(tmp_path, "parts", "--preset", "small", "--batch", "2", *flags)
+    assert bool(packed) == bool(flags)
     (batch,) = record["batches"]
     inside = sum(part["gmacs"] for part in batch["parts"].values())
     whole = 2 * count_gmacs(build_ours("small"), 224)

@@ -96,3 +96,10 @@ def test_copies_make_their_own(copier: Callable[[nn.Module], nn.Module]) -> None
         assert torch.equal(twin(rows), before)
         twin[0].weight.zero_()
         assert torch.equal(module(rows), before)
+
+
+def test_weights_made_in_inference_mode_are_left_alone() -> None:
+    with torch.inference_mode():
+        module = nn.Sequential(nn.Linear(8, 16))
+    assert pack_linears(module) == 0
+    assert type(module[0]) is nn.Linear
