@@ -86,9 +86,10 @@ def _words(made: Mapping[str, Any], runs: Mapping[int, Source]) -> str:
 
 
 def _cost_tiles(source: Source) -> list[str]:
-    """Of the first tower that is not the baseline."""
+    """Of the cheapest tower."""
     record = source.content
-    others = [name for name in record["counts"] if name != record["baseline"]]
+    others = sorted(record["counts"].keys() - {record["baseline"]})
+    others.sort(key=lambda name: record["counts"][name]["total_gmacs"])
     if not others:
         return []
     base, ours = record["counts"][record["baseline"]], record["counts"][others[0]]
