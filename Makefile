@@ -59,11 +59,23 @@ BENCH_OFFICIAL := $(if $(OFFICIAL),--official $(OFFICIAL))
 
 bench: $(STAMP)  ## measure speed on the CPU, in minutes: ratios in turn, records in runs/bench.jsonl
 	$(BENCH) encoder $(BENCH_OFFICIAL) --rival open_clip:ViT-B-16 --batch 1 8 --rounds 5
+	$(BENCH) encoder $(BENCH_OFFICIAL) --preset sparseformer_btsp_openai_clip_large \
+		--rival open_clip:ViT-L-14-336 --batch 1 --rounds 3
+	$(BENCH) parts --threads 1
+	$(BENCH) training --rounds 3
+	$(BENCH) memory
+	$(BENCH) data
+	$(BENCH) answer --rounds 3
 
 bench-gpu: $(STAMP)  ## the same on a GPU, with every ViT and large batches
 	$(BENCH) encoder --device cuda --dtype bf16 $(BENCH_OFFICIAL) --preset sparseformer_btsp_openai_clip_large \
 		--rival open_clip:ViT-L-14-336 --rival transformers:ViT-L-14-336 --rival open_clip:ViT-L-14 \
 		--rival open_clip:ViT-B-16 --batch 1 16 64 256
+	$(BENCH) parts --device cuda --dtype bf16 --preset sparseformer_btsp_openai_clip_large --batch 1 256
+	$(BENCH) training --device cuda --dtype bf16 --teacher vit_l_14 --batch 64
+	$(BENCH) memory --device cuda --dtype bf16 --preset sparseformer_btsp_openai_clip_large \
+		--teacher transformers:ViT-L-14
+	$(BENCH) answer --device cuda --dtype bf16 --llm 7b --batch 1 8 64
 
 test-launcher: $(STAMP)  ## run the tests that start the deepspeed launcher (minutes)
 	SPARSE_VLM_LAUNCHER=1 OMP_NUM_THREADS=1 $(RUN) -m pytest -m launcher

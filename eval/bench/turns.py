@@ -1,4 +1,7 @@
-"""Timing in turn: every round runs every candidate once, so that a noisy machine hurts all of them alike."""
+"""Timing in turn: every round runs every candidate once, so that a noisy machine hurts all of them alike.
+
+The order turns by one place each round, so that nobody always runs after the same neighbour.
+"""
 
 from __future__ import annotations
 
@@ -43,8 +46,11 @@ def take_turns(works: Mapping[str, Callable[[], Any]], rounds: int, device: str 
     """
     wall: dict[str, list[float]] = {name: [] for name in works}
     cpu: dict[str, list[float]] = {name: [] for name in works}
+    names = list(works)
     for turn in range(rounds + 1):
-        for name, work in works.items():
+        first = turn % len(names)
+        for name in names[first:] + names[:first]:
+            work = works[name]
             wait(device)
             started, spent = time.perf_counter(), time.process_time()
             work()

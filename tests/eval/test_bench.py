@@ -17,7 +17,7 @@ from eval.bench.turns import Laps, ratio, take_turns
 def test_turns_are_taken_in_rounds() -> None:
     order: list[str] = []
     laps = take_turns({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, rounds=3)
-    assert order == ["a", "b"] * 4  # a warm-up round, then three
+    assert order == ["a", "b", "b", "a"] * 2  # a warm-up round, then three, each begun by the next one
     assert all(len(lap.wall) == len(lap.cpu) == 3 for lap in laps.values())
 
 
