@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ from eval.baselines.data import Quiz
 from eval.intervals import RESAMPLES, SEED
 
 OURS = "sparseformer"
+BLIND = "no-image"
 METHOD = "bootstrap over pictures"
 
 
@@ -55,15 +57,16 @@ def combine(results: Sequence[dict[str, Any]], test: Quiz, own_tokens: int = 0) 
     Returns:
         With "figures" (the benchmark's primary one) and "nats", both with value, interval, and the mean of
         each training; "details" (all of the benchmark's figures, means over trainings); for the full ViT also
-        "random-picture"; and for rivals "ours_minus":
-        the SparseFormer's accuracy with the same N (`own_tokens` against the full ViT) minus theirs, on the
-        same questions.
+        "random-picture"; where a model was trained without pictures, "gain": the bits that seeing adds about
+        the right answer, paired with it by question; and for rivals "ours_minus": the SparseFormer's accuracy
+        with the same N (`own_tokens` against the full ViT) minus theirs, paired too.
     """
     pictures = {example.key: str(example.image) for example in test.examples}
     groups: dict[tuple[str, int], list[dict[str, Any]]] = {}
     for result in results:
         groups.setdefault((result["method"], result["tokens"]), []).append(result)
     units = {place: mean_over([r["units"] for r in group], 100.0) for place, group in groups.items()}
+    blind = mean_over([r["nats"] for r in groups[BLIND, 0]]) if (BLIND, 0) in groups else None
     combined = []
     for (method, tokens), group in groups.items():
         entry: dict[str, Any] = {
@@ -75,16 +78,27 @@ def combine(results: Sequence[dict[str, Any]], test: Quiz, own_tokens: int = 0) 
             "loss": [r["loss"]["last"] for r in group],
             **_summarise(group, pictures, test.task.primary),
         }
+        if blind is not None:
+            entry["gain"] = _gain(group, blind, pictures)
         if "random-picture" in group[0]:
-            entry["random-picture"] = _summarise(
-                [r["random-picture"] for r in group], pictures, test.task.primary
-            )
+            wrong = [r["random-picture"] for r in group]
+            entry["random-picture"] = _summarise(wrong, pictures, test.task.primary)
+            if blind is not None:
+                entry["random-picture"]["gain"] = _gain(wrong, blind, pictures)
         ours = units.get((OURS, own_tokens if method == "vit" else tokens))
         if ours is not None and method != OURS:
             theirs = units[method, tokens]
             entry["ours_minus"] = resample_pictures({key: ours[key] - theirs[key] for key in ours}, pictures)
         combined.append(entry)
     return combined
+
+
+def _gain(
+    group: Sequence[dict[str, Any]], blind: Mapping[str, float], pictures: Mapping[str, str]
+) -> dict[str, Any]:
+    rows = [{key: (blind[key] - r["nats"][key]) / math.log(2) for key in blind} for r in group]
+    single = [sum(row.values()) / len(row) for row in rows]
+    return {**resample_pictures(mean_over(rows), pictures), "by_seed": single}
 
 
 def _summarise(group: Sequence[dict[str, Any]], pictures: Mapping[str, str], primary: str) -> dict[str, Any]:

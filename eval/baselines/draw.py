@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 
-from eval.baselines.combine import OURS
+from eval.baselines.combine import BLIND, OURS
 from eval.baselines.table import LABELS
 
 _INK, _QUIET, _GRID = "#1b1f24", "#5b6570", "#e9ecef"
@@ -36,8 +36,12 @@ _HALO = [withStroke(linewidth=2.5, foreground="white")]
 _LABEL_HEIGHT = 0.056
 
 
+Read = Callable[[dict[str, Any]], dict[str, Any]]
+"""Takes the figure that is drawn out of a result."""
+
+
 def draw_pareto(results: Sequence[dict[str, Any]], primary: str, title: str, note: str) -> bytes:
-    """A PNG: accuracy with 95 % intervals against GMACs, and against measured milliseconds.
+    """A PNG: accuracy, and bits gained by seeing, against GMACs and against measured milliseconds.
 
     Args:
         results: Of `combine`, with "gmacs" and "ms".
@@ -45,45 +49,53 @@ def draw_pareto(results: Sequence[dict[str, Any]], primary: str, title: str, not
         title: What was asked.
         note: What was equal, and what the bars cover.
     """
-    figure = Figure(figsize=(9.6, 5.2), dpi=200, facecolor="white")
-    axes = figure.subplots(1, 2, sharey=True)
-    low, high = _limits(results, primary)
-    for axis, (cost, label) in zip(axes, _COSTS, strict=True):
-        axis.set_ylim(low, high)
-        _draw_panel(axis, results, primary, cost)
+    rows: list[tuple[str, Read]] = [("accuracy, %", lambda result: result["figures"][primary])]
+    if all("gain" in result for result in results):
+        rows.append(("bits about the right answer", lambda result: result["gain"]))
+    height = 1.6 + 3.6 * len(rows)
+    figure = Figure(figsize=(9.6, height), dpi=200, facecolor="white")
+    axes = figure.subplots(len(rows), 2, sharey="row", sharex="col", squeeze=False)
+    for axis, (_, label) in zip(axes[-1], _COSTS, strict=True):
         axis.set_xlabel(label, fontsize=_NORMAL, color=_INK)
-    axes[0].set_ylabel("accuracy, %", fontsize=_NORMAL, color=_INK)
-    figure.text(
-        0.06, 0.955, "Accuracy against total cost", fontsize=13, fontweight="bold", color=_INK, va="center"
-    )
-    figure.text(
-        0.06,
-        0.908,
-        f"{title}. Numbers at the points: visual tokens.",
-        fontsize=_NORMAL,
-        color=_QUIET,
-        va="center",
-    )
+    for row, (name, read) in zip(axes, rows, strict=True):
+        for axis, (cost, _) in zip(row, _COSTS, strict=True):
+            axis.set_ylim(*_limits(results, read))
+            _draw_panel(axis, results, read, cost)
+        row[0].set_ylabel(name, fontsize=_NORMAL, color=_INK)
+    what = "Accuracy against total cost" + (", and what seeing adds" if len(rows) > 1 else "")
+    for text, below, size, weight, colour in (
+        (what, 0.23, 13.0, "bold", _INK),
+        (f"{title}. Numbers at the points: visual tokens.", 0.48, _NORMAL, "normal", _QUIET),
+    ):
+        figure.text(
+            0.065, 1 - below / height, text, fontsize=size, fontweight=weight, color=colour, va="center"
+        )
     lines = "\n".join(textwrap.wrap(note, 150))
-    figure.text(0.06, 0.02, lines, fontsize=_SMALL, color=_QUIET, va="bottom", linespacing=1.35)
-    figure.subplots_adjust(left=0.06, right=0.99, top=0.87, bottom=0.185, wspace=0.04)
+    figure.text(0.065, 0.1 / height, lines, fontsize=_SMALL, color=_QUIET, va="bottom", linespacing=1.35)
+    figure.subplots_adjust(
+        left=0.065, right=0.99, top=1 - 0.68 / height, bottom=0.97 / height, wspace=0.04, hspace=0.07
+    )
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": ""})
     return buffer.getvalue()
 
 
-def _limits(results: Sequence[dict[str, Any]], primary: str) -> tuple[float, float]:
-    """Of accuracy: everything drawn, and some air."""
-    figures = [result["figures"][primary] for result in results]
-    figures += [
-        result["random-picture"]["figures"][primary] for result in results if "random-picture" in result
-    ]
-    low, high = min(f["low"] for f in figures), max(f["high"] for f in figures)
-    air = 0.08 * max(high - low, 1.0)
-    return max(0.0, low - air), high + air
+def _limits(results: Sequence[dict[str, Any]], read: Read) -> tuple[float, float]:
+    """Everything drawn, and some air."""
+    figures = [read(result) for result in _drawn(results)]
+    figures += [read(r["random-picture"]) for r in results if "random-picture" in r]
+    floors = list(floors_of(results, read).values())
+    low = min([*floors, *(figure["low"] for figure in figures)])
+    high = max([*floors, *(figure["high"] for figure in figures)])
+    air = 0.07 * ((high - low) or 1.0)
+    return low - air, high + air
 
 
-def _draw_panel(axis: Axes, results: Sequence[dict[str, Any]], primary: str, cost: str) -> None:
+def _drawn(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [result for result in results if result["method"] in _STYLES]
+
+
+def _draw_panel(axis: Axes, results: Sequence[dict[str, Any]], read: Read, cost: str) -> None:
     ends: list[tuple[float, float, str]] = []
     for order, (method, (colour, marker)) in enumerate(_STYLES.items()):
         points = sorted((r for r in results if r["method"] == method), key=lambda r: r["tokens"])
@@ -91,11 +103,11 @@ def _draw_panel(axis: Axes, results: Sequence[dict[str, Any]], primary: str, cos
             continue
         strong = method in (OURS, "vit")
         x = [point[cost]["total"] for point in points]
-        y = [point["figures"][primary]["value"] for point in points]
+        y = [read(point)["value"] for point in points]
         axis.errorbar(
             x,
             y,
-            yerr=_distances([point["figures"][primary] for point in points]),
+            yerr=_distances([read(point) for point in points]),
             fmt="none",
             ecolor=colour,
             elinewidth=1.4 if strong else 0.7,
@@ -114,21 +126,21 @@ def _draw_panel(axis: Axes, results: Sequence[dict[str, Any]], primary: str, cos
             zorder=22 + order,
         )
         for place, point in zip(x, points, strict=True):
-            single = point["figures"][primary]["by_seed"]
+            single = read(point)["by_seed"]
             if len(single) > 1:
                 axis.scatter([place] * len(single), single, s=4, color=colour, alpha=0.6, zorder=2 + order)
         if strong:
             _number(axis, x, y, points, colour)
         ends.append((x[-1], y[-1], method))
-    costs = [result[cost]["total"] for result in results if result["tokens"]]
-    axis.set_xlim(0, max(costs, default=1.0) * 1.56)
-    _label_ends(axis, ends, max(costs, default=1.0) * 1.13)
-    _draw_floors(axis, results, primary)
-    axis.yaxis.set_major_locator(MaxNLocator(integer=True))
+    dearest = max((result[cost]["total"] for result in _drawn(results)), default=1.0)
+    axis.set_xlim(0, dearest * 1.56)
+    _label_ends(axis, ends, dearest * 1.13)
+    _draw_floors(axis, floors_of(results, read))
+    axis.yaxis.set_major_locator(MaxNLocator(nbins=7))
     axis.grid(True, color=_GRID, linewidth=0.8)
     axis.set_axisbelow(True)
     axis.tick_params(labelsize=_SMALL, colors=_QUIET, length=0)
-    axis.set_xticks([tick for tick in axis.get_xticks() if tick <= max(costs, default=1.0) * 1.1])
+    axis.set_xticks([tick for tick in axis.get_xticks() if tick <= dearest * 1.1])
     for name, spine in axis.spines.items():
         spine.set_visible(name == "bottom")
         spine.set_color(_QUIET)
@@ -194,18 +206,19 @@ def spread(values: Sequence[float], step: float, low: float, high: float) -> lis
     return places
 
 
-def _draw_floors(axis: Axes, results: Sequence[dict[str, Any]], primary: str) -> None:
-    for name, value in floors_of(results, primary).items():
-        blind = name == "no-image"
-        axis.axhline(value, color=_QUIET, linestyle="--" if blind else ":", linewidth=0.9, zorder=1)
-        words = "trained without pictures" if blind else "full ViT, wrong picture"
+def _draw_floors(axis: Axes, floors: dict[str, float]) -> None:
+    highest = max(floors, key=lambda name: floors[name], default="")
+    for name, value in floors.items():
+        above = name == highest
+        axis.axhline(value, color=_QUIET, linestyle="--" if name == BLIND else ":", linewidth=0.9, zorder=1)
+        words = "trained without pictures" if name == BLIND else "full ViT, wrong picture"
         axis.annotate(
             words,
             (0.015, value),
             xycoords=("axes fraction", "data"),
-            xytext=(0, 2.5 if blind else -2.5),
+            xytext=(0, 2.5 if above else -2.5),
             textcoords="offset points",
-            va="bottom" if blind else "top",
+            va="bottom" if above else "top",
             fontsize=_SMALL,
             color=_QUIET,
             path_effects=_HALO,
@@ -213,12 +226,12 @@ def _draw_floors(axis: Axes, results: Sequence[dict[str, Any]], primary: str) ->
         )
 
 
-def floors_of(results: Sequence[dict[str, Any]], primary: str) -> dict[str, float]:
-    """Accuracies that a model reaches without seeing the right picture."""
+def floors_of(results: Sequence[dict[str, Any]], read: Read) -> dict[str, float]:
+    """What a model reaches without seeing the right picture."""
     floors = {}
     for result in results:
-        if result["method"] == "no-image":
-            floors["no-image"] = result["figures"][primary]["value"]
+        if result["method"] == BLIND:
+            floors[BLIND] = read(result)["value"]
         if "random-picture" in result:
-            floors["random-picture"] = result["random-picture"]["figures"][primary]["value"]
+            floors["random-picture"] = read(result["random-picture"])["value"]
     return floors

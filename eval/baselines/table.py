@@ -25,7 +25,7 @@ _HEADS = (
     "95 %, pictures",
     "single trainings, %",
     "ours minus it, points",
-    "nats an answer",
+    "bits gained by seeing",
     "tower, GMACs",
     "projector + prefill, GMACs",
     "total, GMACs",
@@ -53,7 +53,7 @@ def write_table(results: Sequence[dict[str, Any]], primary: str, skipped: Sequen
                     str(result["tokens"]),
                     *_accuracy(result["figures"][primary]),
                     _difference(result.get("ours_minus")),
-                    _nats(result["nats"]),
+                    _bits(result.get("gain")),
                     f"{macs['tower']:.3f}",
                     f"{macs['projector'] + macs['prefill']:.3f}",
                     f"{macs['total']:.3f}",
@@ -70,7 +70,7 @@ def write_table(results: Sequence[dict[str, Any]], primary: str, skipped: Sequen
                 *_accuracy(wrong["figures"][primary]),
                 "",
             ]
-            lines.append(_row([*cells, _nats(wrong["nats"]), *[""] * 5]))
+            lines.append(_row([*cells, _bits(wrong.get("gain")), *[""] * 5]))
     count = results[0]["figures"][primary]
     lines += ["", f"{count['n']} questions about {count['pictures']} pictures."]
     if skipped:
@@ -91,8 +91,10 @@ def _accuracy(figure: dict[str, Any]) -> list[str]:
     ]
 
 
-def _nats(figure: dict[str, Any]) -> str:
-    return f"{figure['value']:.3f} ({figure['low']:.3f} to {figure['high']:.3f})"
+def _bits(figure: dict[str, Any] | None) -> str:
+    if figure is None:
+        return ""
+    return f"{figure['value']:+.3f} ({figure['low']:+.3f} to {figure['high']:+.3f})"
 
 
 def _difference(figure: dict[str, Any] | None) -> str:

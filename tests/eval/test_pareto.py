@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -385,18 +386,38 @@ def test_ours_is_compared_on_the_same_questions(settings: ParetoSettings) -> Non
     assert "ours_minus" not in combine(results, test)[0]
 
 
+def test_seeing_is_measured_against_not_seeing(settings: ParetoSettings) -> None:
+    _, test = load_quizzes(settings)
+    keys = [example.key for example in test.examples]
+
+    def result(method: str, tokens: int, nats: list[float]) -> dict[str, Any]:
+        fields = {"seed": 0, "trained": "", "training": {}, "loss": {"last": 0.0}, "figures": {}}
+        units = dict.fromkeys(keys, 0.0)
+        named = dict(zip(keys, nats, strict=True))
+        return {"method": method, "tokens": tokens, "units": units, "nats": named, **fields}
+
+    blind = [float(place) for place in range(len(keys))]
+    seeing = [nats - math.log(2) for nats in blind]
+    pool, none = combine([result("pool", 9, seeing), result("no-image", 0, blind)], test)
+    # One bit for every question, whatever the question costs: pairing leaves no width.
+    assert [pool["gain"][key] for key in ("value", "low", "high")] == pytest.approx([1, 1, 1])
+    assert none["gain"]["value"] == 0
+    assert "gain" not in combine([result("pool", 9, seeing)], test)[0]
+
+
 def test_picture_and_table_show_every_point() -> None:
     figure = {"value": 50.0, "low": 40.0, "high": 60.0, "n": 9, "pictures": 3, "by_seed": [50.0]}
     cost = {"gmacs": {"tower": 1.0, "projector": 0.1, "prefill": 0.2, "total": 1.3}}
     clock = {"ms": {"tower": 3.0, "total": 4.0, "quartiles": [3.9, 4.2], "rounds": 3}}
-    both = {"figures": {"accuracy": figure}, "nats": {**figure, "value": 1.5}, **cost, **clock}
+    bits = {**figure, "value": 0.5, "low": 0.25, "high": 1.0}
+    both = {"figures": {"accuracy": figure}, "gain": bits, **cost, **clock}
     gain = {"ours_minus": {"value": 1.0, "low": -2.0, "high": 3.0}}
     methods = ("vit", "pool", "sparseformer", "no-image")
     results = [{"method": method, "tokens": 9, **both} for method in methods]
     results[1] |= gain
     table = write_table(results, "accuracy", ["tome at 3 (too few)"])
     assert table.count("| 50.0 | 40.0 to 60.0 | one |") == 4
-    assert table.count("| +1.0 (-2.0 to +3.0) | 1.500 (40.000 to 60.000) | 1.000 | 0.300 | 1.300 |") == 1
+    assert table.count("| +1.0 (-2.0 to +3.0) | +0.500 (+0.250 to +1.000) | 1.000 | 0.300 | 1.300 |") == 1
     assert "9 questions about 3 pictures." in table
     assert "Not applicable: tome at 3 (too few)." in table
     drawn = [draw_pareto(results, "accuracy", "title", "note") for _ in range(2)]
