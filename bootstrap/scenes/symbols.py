@@ -69,8 +69,8 @@ class SymbolicEye(nn.Module):
         super().__init__()
         self.tables = nn.ModuleList(nn.Embedding(count + 1, width) for count in _KINDS)
         self.numbers = nn.Sequential(nn.Linear(_NUMBERS, width), nn.GELU(), nn.Linear(width, width))
-        for table in self.tables:
-            nn.init.normal_(table.weight, std=0.02)
+        for table in self.tables.parameters():
+            nn.init.normal_(table, std=0.02)
 
     def forward(self, kinds: Tensor, numbers: Tensor) -> Tensor:
         """Tokens (B, cells, D) of cells: kinds (B, cells, 4), numbers (B, cells, 5)."""
