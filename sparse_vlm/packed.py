@@ -102,9 +102,11 @@ def pack_linears(module: nn.Module) -> int:
         for name, linear in list(child.named_children()):
             # Narrowing layers multiply no faster packed; weights made in inference mode do not tell when
             # they change, so a copy of them could be an old one.
-            if not isinstance(linear, nn.Linear) or type(linear) is not nn.Linear:
-                continue  # a subclass may do more than multiply
-            if linear.out_features >= linear.in_features and not linear.weight.is_inference():
+            if (
+                type(linear) is nn.Linear
+                and linear.out_features >= linear.in_features
+                and not linear.weight.is_inference()
+            ):
                 setattr(child, name, PackedLinear(linear))
                 count += 1
     return count
