@@ -206,14 +206,10 @@ def build_app(chat: Chat, title: str, max_new_tokens: int = 256, temperature: fl
         outputs = [box, talk, messages, regions, line]
         inputs = [box, talk, messages]
         asking = box.submit(page.respond, inputs, outputs, show_progress="hidden", api_name=False)
-        fresh.click(
-            lambda: ({"text": "", "files": []}, [], [], None, ""),
-            None,
-            outputs,
-            show_progress="hidden",
-            cancels=[asking],
-            api_name=False,
-        )
+        quietly: dict[str, Any] = {"show_progress": "hidden", "cancels": [asking], "api_name": False}
+        fresh.click(lambda: ({"text": "", "files": []}, [], [], None, ""), None, outputs, **quietly)
+        # The conversation's own button empties what is shown; the model forgets it, too.
+        talk.clear(lambda: ([], None, ""), None, [messages, regions, line], **quietly)
     # Swagger's page would come from a content network.
     app = fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     app.add_middleware(_Policy)

@@ -301,6 +301,12 @@ def test_in_a_real_browser(browser: Any, address: str, files: SimpleNamespace) -
     assert "What is it?" in hand.text("#talk")
     assert "a red square and a blue one" in hand.text("#talk")
 
+    # A question after the conversation was emptied is about no picture any more.
+    hand.find("#talk button[aria-label=Clear]").click()
+    hand.until(lambda: not hand.text("#line").strip())
+    hand.ask("Still there?")
+    hand.until(lambda: NO_PICTURE in hand.text("#line") and "0 visual" in hand.text("#line"))
+
     asked = []
     for entry in browser.get_log("performance"):
         message = json.loads(entry["message"])["message"]
