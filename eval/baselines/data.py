@@ -80,7 +80,25 @@ def load_quizzes(settings: ParetoSettings) -> tuple[Quiz, Quiz]:
         train, test = (load_quiz(_scene_files(folder / name)) for name in ("train", settings.scenes.split))
         if settings.scenes.descriptions:
             train = replace(train, descriptions=_load_descriptions(folder / "train" / "chat.json"))
-    return train, replace(test, examples=test.examples[: settings.limit])
+    test = replace(test, examples=test.examples[: settings.limit])
+    return without_pictures_of(train, test), test
+
+
+def without_pictures_of(train: Quiz, test: Quiz) -> Quiz:
+    """Training questions about other pictures than the test's: some benchmarks share them between splits.
+
+    Raises:
+        InputError: If none is left.
+    """
+    if train.folder.resolve() != test.folder.resolve():
+        return train
+    tested = set(test.pictures)
+    kept = tuple(example for example in train.examples if str(example.image) not in tested)
+    if not kept:
+        raise InputError(
+            f"Every training picture in {train.folder} is in the test too; ask fewer questions with limit=…."
+        )
+    return replace(train, examples=kept)
 
 
 def make_scenes(folder: Path, settings: SceneSettings) -> None:

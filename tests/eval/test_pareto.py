@@ -26,7 +26,7 @@ from eval.baselines.config import (
     TrainSettings,
     load_settings,
 )
-from eval.baselines.data import all_texts, load_quizzes, plan_batches
+from eval.baselines.data import all_texts, load_quizzes, plan_batches, without_pictures_of
 from eval.baselines.draw import draw_pareto, spread
 from eval.baselines.points import Looker, build_reader, check_alike
 from eval.baselines.reader import collate, hash_weights
@@ -192,6 +192,17 @@ def test_a_tower_that_makes_too_many_tokens_is_caught(
     small = replace(settings, methods=("pool",), tokens=(9,), encoder=None, floors=False)
     with pytest.raises(InputError, match="pool-9 made 10 tokens a picture, not 9"):
         pareto.run(small)
+
+
+def test_no_picture_of_the_test_is_trained_on(settings: ParetoSettings) -> None:
+    train, _ = load_quizzes(settings)
+    some = replace(train, examples=train.examples[:3])
+    left = without_pictures_of(train, some)
+    assert left.examples
+    assert not set(left.pictures) & set(some.pictures)
+    assert without_pictures_of(train, replace(some, folder=train.folder / "other")) == train
+    with pytest.raises(InputError, match="Every training picture"):
+        without_pictures_of(train, train)
 
 
 def test_the_plan_shows_every_picture_before_any_comes_again(settings: ParetoSettings) -> None:
