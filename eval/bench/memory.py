@@ -1,56 +1,19 @@
-"""Peak memory of a training step: every tensor's bytes, from its birth to its death, on any device."""
+"""Peak memory of a training step for each picture, on any device."""
 
 from __future__ import annotations
 
 import argparse
-import weakref
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from eval.answers import InputError
 from eval.bench.rivals import build_ours, build_vit
 from eval.bench.turns import table
-
-
-class PeakBytes(TorchDispatchMode):
-    """Counts the bytes of tensors made inside it that are alive at once.
-
-    Attributes:
-        live: Bytes alive now.
-        peak: The most there ever were.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.live = self.peak = 0
-        self._known: weakref.WeakSet[Any] = weakref.WeakSet()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Runs an operation and takes note of new storage."""
-        result = func(*args, **(kwargs or {}))
-        # What an operation was given is not new, whatever it returns of it.
-        given = {leaf.untyped_storage()._cdata for leaf in tree_leaves(args) if isinstance(leaf, Tensor)}
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, Tensor) and leaf.untyped_storage()._cdata not in given:
-                self._add(leaf.untyped_storage())
-        return result
-
-    def _add(self, storage: Any) -> None:
-        if storage in self._known:
-            return
-        self._known.add(storage)
-        size = storage.nbytes()
-        self.live += size
-        self.peak = max(self.peak, self.live)
-        weakref.finalize(storage, self._free, size).atexit = False
-
-    def _free(self, size: int) -> None:
-        self.live -= size
+from eval.costs.memory import measure_growth
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -97,9 +60,7 @@ def _per_picture(work: Callable[[Tensor], None], side: int, options: argparse.Na
         images = torch.randn(batch, 3, side, side, device=options.device, dtype=options.torch_dtype)
         if batch == 1:
             work(images)  # gradients are there before anything is counted
-        with PeakBytes() as counter:
-            work(images)
-        peaks.append(counter.peak)
+        peaks.append(measure_growth(functools.partial(work, images), options.device))
     if peaks[1] <= peaks[0]:
         raise InputError("Two pictures took no more memory than one: the count is not to be trusted.")
     return peaks[1] - peaks[0]
