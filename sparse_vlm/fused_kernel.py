@@ -11,12 +11,12 @@ from torch import Tensor
 
 
 @triton.jit
-def _gelu(x):  # type: ignore[no-untyped-def]
+def _gelu(x) -> tl.tensor:  # type: ignore[no-untyped-def]
     return 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))
 
 
 @triton.jit
-def _read(cells, row, column, height, width, channel, C: tl.constexpr, ZEROS: tl.constexpr):  # type: ignore[no-untyped-def]
+def _read(cells, row, column, height, width, channel, C: tl.constexpr, ZEROS: tl.constexpr) -> tl.tensor:  # type: ignore[no-untyped-def]
     """One corner of every point, (P, C); outside the map its border, or zeros."""
     inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
     row = tl.minimum(tl.maximum(row, 0), height - 1)
@@ -45,7 +45,7 @@ def look_kernel(  # type: ignore[no-untyped-def]
     ZEROS: tl.constexpr,
     BIAS: tl.constexpr,
     PRECISION: tl.constexpr,
-):
+) -> None:
     """One token: read its P points, mix C channels, mix P points into Q, activate; all in registers."""
     token = tl.program_id(0)
     point, channel, out = tl.arange(0, P), tl.arange(0, C), tl.arange(0, Q)
