@@ -13,6 +13,7 @@ another device or precision, autocast, a compiler), a layer computes as before.
 
 from __future__ import annotations
 
+import functools
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -80,9 +81,15 @@ class PackedLinear(nn.Linear):
         return {**self.__dict__, "_packed": None, "_packed_from": None}
 
 
+@functools.cache
 def can_pack() -> bool:
-    """Whether this PyTorch has oneDNN's packed linear layers."""
-    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    """Whether this PyTorch has oneDNN's packed linear layers in the form used here: tried once, small."""
+    try:
+        weight = torch.ops.mkldnn._reorder_linear_weight(torch.ones(2, 2))
+        output = torch.ops.mkldnn._linear_pointwise(torch.ones(1, 2), weight, None, "none", [], "")
+    except (AttributeError, RuntimeError):  # not built with it, or an older release's other form
+        return False
+    return bool(torch.equal(output, torch.full((1, 2), 2.0)))
 
 
 def pack_linears(module: nn.Module) -> int:
