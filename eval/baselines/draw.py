@@ -28,7 +28,7 @@ _STYLES: dict[str, tuple[str, str]] = {
 }
 _COSTS = (
     ("gmacs", "GMACs until the answer begins"),
-    ("ms", "milliseconds until the answer begins"),
+    ("ms", "milliseconds (one CPU thread) until the answer begins"),
 )
 _SMALL, _NORMAL = 8.0, 9.0
 _HALO = [withStroke(linewidth=2.5, foreground="white")]
@@ -81,12 +81,9 @@ def draw_pareto(results: Sequence[dict[str, Any]], primary: str, title: str, not
 
 
 def _limits(results: Sequence[dict[str, Any]], read: Read) -> tuple[float, float]:
-    """Everything drawn, and some air."""
-    figures = [read(result) for result in _drawn(results)]
-    figures += [read(r["random-picture"]) for r in results if "random-picture" in r]
-    floors = list(floors_of(results, read).values())
-    low = min([*floors, *(figure["low"] for figure in figures)])
-    high = max([*floors, *(figure["high"] for figure in figures)])
+    """All towers and the model without pictures, and some air."""
+    figures = [read(result) for result in results]
+    low, high = min(f["low"] for f in figures), max(f["high"] for f in figures)
     air = 0.07 * ((high - low) or 1.0)
     return low - air, high + air
 
@@ -208,13 +205,17 @@ def spread(values: Sequence[float], step: float, low: float, high: float) -> lis
 
 def _draw_floors(axis: Axes, floors: dict[str, float]) -> None:
     highest = max(floors, key=lambda name: floors[name], default="")
+    bottom = axis.get_ylim()[0]
     for name, value in floors.items():
-        above = name == highest
-        axis.axhline(value, color=_QUIET, linestyle="--" if name == BLIND else ":", linewidth=0.9, zorder=1)
+        outside = value < bottom
+        above = name == highest or outside
+        if not outside:
+            style = "--" if name == BLIND else ":"
+            axis.axhline(value, color=_QUIET, linestyle=style, linewidth=0.9, zorder=1)
         words = "trained without pictures" if name == BLIND else "full ViT, wrong picture"
         axis.annotate(
-            words,
-            (0.015, value),
+            f"{words}: {value:.2f}, below" if outside else words,
+            (0.015, max(value, bottom)),
             xycoords=("axes fraction", "data"),
             xytext=(0, 2.5 if above else -2.5),
             textcoords="offset points",

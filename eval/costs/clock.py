@@ -53,23 +53,29 @@ class Measured:
     cache_bytes: int
 
 
-def take_turns(works: Mapping[str, Callable[[], Any]], rounds: int, device: str) -> dict[str, Timing]:
+def take_turns(
+    works: Mapping[str, Callable[[], Any]],
+    rounds: int,
+    device: str,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, Timing]:
     """Times several pieces of work, one after the other in every round, so that a noisy machine hurts all.
 
     Args:
         works: What to time, by name; each runs once before, uncounted.
         rounds: How often.
         device: Its work is waited for.
+        clock: Of the day, or of this process alone (`time.process_time`).
     """
     seconds: dict[str, list[float]] = {name: [] for name in works}
     for turn in range(rounds + 1):
         for name, work in works.items():
             wait(device)
-            started = time.perf_counter()
+            started = clock()
             work()
             wait(device)
             if turn:
-                seconds[name].append(time.perf_counter() - started)
+                seconds[name].append(clock() - started)
     return {name: summarise(values) for name, values in seconds.items()}
 
 
