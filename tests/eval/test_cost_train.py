@@ -13,12 +13,12 @@ from eval.costs.shapes import build_subject
 from eval.costs.train_step import StepCost, measure_steps
 
 
-def test_a_step_trains_what_its_stage_says() -> None:
+def test_a_step_trains_what_its_stage_says(encoder_dir: Path) -> None:
     for stage, part in (("align", "multi_modal_projector"), ("lora", "lora_")):
-        subject = build_subject("sf_b_49", "tiny", "cpu", torch.float32)
+        subject = build_subject(str(encoder_dir), "tiny", "cpu", torch.float32)
         before = {name: value.clone() for name, value in subject.model.named_parameters()}
         (cost,) = measure_steps(subject, stage, [1], 4, 3, 1, "cpu")  # type: ignore[arg-type]
-        assert cost.tokens == 49 + 4 + 3
+        assert cost.tokens == 9 + 4 + 3
         assert cost.step is not None
         assert cost.step.median > 0
         changed = [
@@ -31,16 +31,16 @@ def test_a_step_trains_what_its_stage_says() -> None:
 
 
 def test_the_command_prints_ratios_and_appends_a_record(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    encoder_dir: Path, llava_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["--model", "sf_b_49", "--baseline", "vit_b_16", "--llm", "tiny", "--stage", "align"]
+    words = ["--model", str(llava_dir), "--baseline", str(encoder_dir), "--llm", "tiny", "--stage", "align"]
     words += ["--batch", "1", "--rounds", "2", "--words", "8", "--answer", "4", "--dtype", "bf16"]
     words += ["--checkpointing", "--device", "cpu", "--json", str(tmp_path / "a.jsonl")]
     assert main(words) == 0
     assert "1.00x" in capsys.readouterr().out
     record = json.loads((tmp_path / "a.jsonl").read_text())
-    assert record["steps"]["sf_b_49"][0]["tokens"] == 61
-    assert record["provenance"]["command"].startswith("python -m eval.cost_train --model sf_b_49")
+    assert record["steps"][str(llava_dir)][0]["tokens"] == 9 + 8 + 4
+    assert record["provenance"]["command"].startswith("python -m eval.cost_train --model")
 
 
 def test_what_does_not_fit_is_said() -> None:
