@@ -38,6 +38,8 @@ from sparse_vlm import SparseFormer
 from sparse_vlm.fingerprint import hash_tower
 from tests.eval.test_towers import clip_teacher
 
+ROOT = Path(__file__).resolve().parents[2]
+
 
 @pytest.fixture
 def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ParetoSettings:
@@ -439,3 +441,16 @@ def test_labels_are_moved_apart() -> None:
     assert spread([1.0, 5.0], 1.0, 0.0, 10.0) == [1.0, 5.0]
     assert spread([1.0, 1.0, 1.0], 1.0, 0.0, 10.0) == [1.0, 2.0, 3.0]
     assert spread([9.9, 9.9], 1.0, 0.0, 10.0) == [9.0, 10.0]
+
+
+def test_the_command_trains_and_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "p.yaml"
+    file.write_text(
+        f"out: {tmp_path / 'run'}\nteacher: {ROOT / 'assets' / 'scenes_clip'}\nmethods: [pool]\ntokens: [9]\n"
+        "scenes: {train: 3, test: 2}\nlanguage: {width: 16, depth: 1, heads: 2, mlp_width: 16}\n"
+        "training: {steps: 1, batch: 2, turns: 1}\nfloors: false\nlimit: 3\ntiming_rounds: 1\n"
+    )
+    assert pareto.main([str(file), "--share", "2/2"]) == 2
+    assert "--share 2/2: expected I/N" in capsys.readouterr().err
+    assert pareto.main([str(file), "--share", "0/1"]) == 0
+    assert "average pooling" in capsys.readouterr().out

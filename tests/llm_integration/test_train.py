@@ -221,8 +221,10 @@ def test_shipped_settings_are_read() -> None:
     for path in sorted((Path(__file__).parents[2] / "configs" / "llm").glob("*.yaml")):
         settings = load_settings(path, ["batch=3"])
         assert settings.batch == 3
-        assert settings.deepspeed is not None
-        assert (Path(__file__).parents[2] / settings.deepspeed).is_file()
+        # The quickstart's models are tuned in one process each.
+        assert (settings.deepspeed is None) == (path.stem == "quickstart")
+        if settings.deepspeed is not None:
+            assert (Path(__file__).parents[2] / settings.deepspeed).is_file()
 
 
 def test_wrong_tokenizer_is_named(llava_dir: Path) -> None:

@@ -121,7 +121,12 @@ def test_command_converts_every_style(
     assert f"tiny_{family}" in capsys.readouterr().out
     loaded = load_encoder(tmp_path / "out")
     assert loaded.config == encoder.config
-    torch.testing.assert_close(loaded(pictures).tokens, encoder(pictures).tokens, atol=1e-5, rtol=1e-5)
+    for name, value in encoder.state_dict().items():
+        # Official files may hold an RoI as centre and size, which rounds its corners.
+        slack = 1e-6 if name == "focusing.initial_rois" else 0.0
+        torch.testing.assert_close(loaded.state_dict()[name], value, atol=slack, rtol=0, msg=name)
+    tokens = encoder(pictures).tokens.detach()
+    torch.testing.assert_close(loaded(pictures).tokens, tokens, atol=1e-5 * float(tokens.abs().max()), rtol=0)
     torch.testing.assert_close(loaded(pictures).rois[-1], encoder(pictures).rois[-1], atol=1e-6, rtol=1e-6)
     provenance = load_provenance(tmp_path / "out")
     assert provenance["preset"] == f"tiny_{family}"
