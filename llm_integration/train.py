@@ -45,7 +45,7 @@ from .freeze import cast_frozen, prepare_parameters, trained_names
 from .processor import count_image_tokens
 from .result import base_of, load_model, load_model_processor, save_result
 from .templates import build_template
-from .trainer import ChatTrainer, LogFile
+from .trainer import ChatTrainer, LogFile, WholeMark
 
 logger = logging.getLogger(__name__)
 
@@ -145,7 +145,7 @@ def check_resume(settings: TrainSettings) -> Path | None:
     found = [
         path
         for path in (settings.out / "checkpoints").glob("checkpoint-*")
-        if (path / "trainer_state.json").is_file()  # written last
+        if (path / WholeMark.NAME).is_file()
     ]
     return max(found, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
 
@@ -205,7 +205,7 @@ def train(settings: TrainSettings) -> dict[str, float]:
         args=arguments,
         train_dataset=dataset,
         data_collator=build_collator(processor, model.config),
-        callbacks=[LogFile(settings.out / LOG_FILE, dataset)],
+        callbacks=[LogFile(settings.out / LOG_FILE, dataset), WholeMark()],
     )
     trainer.remove_callback(PrinterCallback)  # says again what the log says
     outcome = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)

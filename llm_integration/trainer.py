@@ -11,6 +11,8 @@ from torch import nn
 from torch.utils.data import Sampler
 from transformers import LlavaForConditionalGeneration, Trainer, TrainerCallback
 
+from sparse_vlm.atomic import write_atomic
+
 from .config import TrainSettings
 from .data import ChatDataset, GroupedSampler
 from .freeze import build_groups
@@ -80,3 +82,21 @@ class LogFile(TrainerCallback):
             file.write(line + "\n")
         if args.disable_tqdm:
             print(line, flush=True)
+
+
+class WholeMark(TrainerCallback):
+    """Marks a checkpoint once all processes have written their share of it.
+
+    The Trainer's own last file is no such sign: it exists before it has content, and other processes may
+    still be writing theirs.
+    """
+
+    NAME = "whole.json"
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Called by the Trainer, in every process, after its share is written."""
+        if torch.distributed.is_initialized():
+            torch.distributed.barrier()
+        if state.is_world_process_zero:
+            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            write_atomic(folder / self.NAME, json.dumps({"step": state.global_step}) + "\n")

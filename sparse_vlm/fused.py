@@ -41,7 +41,10 @@ def mix_samples(
     Returns:
         (B, N, QC), activated.
     """
-    mixed, first, second = (x.flatten(0, 1) for x in (samples, by_channel, by_point))  # (BN, …)
+    # One by one: torch 2.1 does not compile the unpacking of a generator.
+    mixed = samples.flatten(0, 1)  # (BN, P, C)
+    first = by_channel.flatten(0, 1)  # (BN, C, C)
+    second = by_point.flatten(0, 1)  # (BN, Q, P)
     if channel_bias is not None and point_bias is not None:
         mixed = F.gelu(torch.bmm(mixed, first) + channel_bias)
         mixed = torch.bmm(second, mixed) + point_bias.unsqueeze(-1)

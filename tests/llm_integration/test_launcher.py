@@ -109,7 +109,7 @@ def test_zero_3_goes_on_after_sigkill(config: Path, plain: Path, tmp_path: Path)
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     end = time.monotonic() + 1200
-    checkpoint = out / "checkpoints" / "checkpoint-2" / "trainer_state.json"
+    checkpoint = out / "checkpoints" / "checkpoint-2" / "whole.json"
     while not checkpoint.is_file() and time.monotonic() < end and process.poll() is None:
         time.sleep(0.02)
     assert checkpoint.is_file()

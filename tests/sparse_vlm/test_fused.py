@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import os
 import subprocess
@@ -14,7 +15,10 @@ import torch
 from sparse_vlm import build_encoder, fused
 
 ROOT = Path(__file__).resolve().parents[2]
-needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs Triton")
+needs_triton = pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None or importlib.metadata.version("triton") < "3",
+    reason="needs Triton 3",
+)
 
 INTERPRETED = """
 import torch
