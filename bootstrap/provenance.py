@@ -41,4 +41,4 @@ def describe_device(device: torch.device) -> str:
     """The processor in words."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"CPU, {torch.get_num_threads()} threads"
+    return f"CPU ({platform.machine()}), {torch.get_num_threads()} threads"

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import yaml
 
 from eval.answers import InputError
 from eval.task import LLAVA
 from sparse_vlm.settings import SettingsError, build_settings
+
+SettingsT = TypeVar("SettingsT")
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,16 @@ class RunSettings:
 
 
 def load_settings(path: Path, overrides: Sequence[str] = ()) -> RunSettings:
-    """Reads a YAML file, with `key.sub=value` on top.
+    """Settings of one run from a YAML file, with `key.sub=value` on top.
+
+    Raises:
+        InputError: With everything that is wrong.
+    """
+    return read_settings(RunSettings, path, overrides)
+
+
+def read_settings(kind: type[SettingsT], path: Path, overrides: Sequence[str] = ()) -> SettingsT:
+    """Settings of any kind from a YAML file, with `key.sub=value` on top.
 
     Raises:
         InputError: With everything that is wrong.
@@ -92,6 +103,6 @@ def load_settings(path: Path, overrides: Sequence[str] = ()) -> RunSettings:
     except yaml.YAMLError as error:
         raise InputError(f"{path} is not valid YAML: {error}") from None
     try:
-        return build_settings(RunSettings, mapping, overrides, source=path, parse_value=yaml.safe_load)
+        return build_settings(kind, mapping, overrides, source=path, parse_value=yaml.safe_load)
     except SettingsError as error:
         raise InputError(str(error)) from None

@@ -7,12 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-import yaml
-
-from eval.answers import InputError
-from eval.config import BenchmarkSettings
+from eval.config import BenchmarkSettings, read_settings
 from eval.towers import METHODS
-from sparse_vlm.settings import SettingsError, build_settings
 
 
 @dataclass(frozen=True)
@@ -158,13 +154,4 @@ def load_settings(path: Path, overrides: Sequence[str] = ()) -> ParetoSettings:
     Raises:
         InputError: With everything that is wrong.
     """
-    try:
-        mapping = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"The settings file {path} does not exist.") from None
-    except yaml.YAMLError as error:
-        raise InputError(f"{path} is not valid YAML: {error}") from None
-    try:
-        return build_settings(ParetoSettings, mapping, overrides, source=path, parse_value=yaml.safe_load)
-    except SettingsError as error:
-        raise InputError(str(error)) from None
+    return read_settings(ParetoSettings, path, overrides)
