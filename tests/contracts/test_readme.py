@@ -9,6 +9,7 @@ import ast
 import functools
 import importlib
 import importlib.util
+import json
 import os
 import re
 import subprocess
@@ -48,11 +49,29 @@ COMMANDS = [c for path in [*DOCUMENTS, *CONFIGS] for c in read_document(path, st
 MODULES = sorted({c.module for c in COMMANDS if c.module and c.module.partition(".")[0] in PACKAGES})
 
 
+# One interpreter for all: what costs is importing torch and transformers, not saying what one's flags are.
+_SAY_HELP = """
+import contextlib, io, json, runpy, sys
+said = {}
+for module in sys.argv[1:]:
+    sys.argv, out, status = [module, "--help"], io.StringIO(), "no SystemExit"
+    with contextlib.redirect_stdout(out):
+        try:
+            runpy.run_module(module, run_name="__main__", alter_sys=True)
+        except SystemExit as end:
+            status = end.code
+        except Exception as error:
+            status = repr(error)
+    said[module] = [status, out.getvalue()]
+print(json.dumps(said))
+"""
+
+
 @functools.cache
-def read_help(module: str) -> str:
-    """What `python -m module --help` prints."""
+def _read_all_help() -> dict[str, tuple[object, str]]:
+    modules = sorted({c.module for c in COMMANDS if c.module in MODULES and c.flags} - WRAPPERS)
     done = subprocess.run(
-        [sys.executable, "-m", module, "--help"],
+        [sys.executable, "-W", "ignore", "-c", _SAY_HELP, *modules],
         capture_output=True,
         text=True,
         timeout=250,
@@ -60,8 +79,15 @@ def read_help(module: str) -> str:
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "200"},
     )
-    assert done.returncode == 0, f"python -m {module} --help failed:\n{done.stderr}"
-    return done.stdout
+    assert done.returncode == 0, f"asking {', '.join(modules)} for --help failed:\n{done.stderr}"
+    return {name: tuple(said) for name, said in json.loads(done.stdout.splitlines()[-1]).items()}
+
+
+def read_help(module: str) -> str:
+    """What `python -m module --help` prints."""
+    status, said = _read_all_help()[module]
+    assert status in (0, None), f"python -m {module} --help ended with {status}"
+    return said
 
 
 def find_faults(command, help_of: Callable[[str], str] = read_help) -> Iterator[str]:
