@@ -57,6 +57,26 @@ def check_fingerprint(directory: Path, args: Any) -> None:
         )
 
 
+def check_width(directory: Path, wanted: int | None, projector: str) -> None:
+    """Hold the width of an encoder's tokens against the width that a projector takes.
+
+    Args:
+        directory: the encoder directory.
+        wanted: the projector's input width; None where none is known yet.
+        projector: what to call it in a complaint.
+
+    Raises:
+        ValueError: if they differ.
+    """
+    width = _read_config(directory).get("architecture", {}).get("width")
+    if wanted is not None and width is not None and wanted != width:
+        raise ValueError(
+            f"{projector} takes visual tokens of width {wanted}, the encoder {directory} has tokens of width "
+            f"{width}: name the encoder it was trained with, or train a projector for this one (LLaVA's "
+            "pre-training stage, without --pretrain_mm_mlp_adapter)"
+        )
+
+
 def read_fingerprint(directory: Path, of_checkpoint: bool = False) -> str | None:
     """The hash of an encoder directory's weights, or the one written in a LLaVA checkpoint's config.
 

@@ -9,7 +9,14 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from .directories import TOWER_FOLDER, check_fingerprint, find_encoder, is_encoder, read_fingerprint
+from .directories import (
+    TOWER_FOLDER,
+    check_fingerprint,
+    check_width,
+    find_encoder,
+    is_encoder,
+    read_fingerprint,
+)
 from .plugin import Plug
 from .tuned import build_callback
 
@@ -51,6 +58,7 @@ def _wrap_build(original: Any) -> Any:
         if directory is None:
             return original(vision_tower_cfg, **kwargs)
         check_fingerprint(directory, vision_tower_cfg)
+        check_width(directory, getattr(vision_tower_cfg, "mm_hidden_size", None), "this checkpoint's projector")
         from llm_integration.tower import SparseFormerVisionTower
 
         return SparseFormerVisionTower(directory, args=vision_tower_cfg, **kwargs)
@@ -74,6 +82,9 @@ def _wrap_initialize_modules(original: Any) -> Any:
         ours = is_encoder(model_args.vision_tower)
         if ours:
             check_arguments(model_args)
+            adapter = getattr(model_args, "pretrain_mm_mlp_adapter", None)
+            if adapter:
+                check_width(Path(model_args.vision_tower), _read_width(adapter), f"the projector {adapter}")
         if unfreeze and not ours:
             raise ValueError(
                 f"--{_FLAG} True needs an encoder directory as --vision_tower, got "
@@ -166,6 +177,17 @@ def _warn_of_other_projector(model_args: Any, fingerprint: str) -> None:
             f"holds; if the tower was tuned with it, pass the folder {TOWER_FOLDER} beside it",
             stacklevel=3,
         )
+
+
+def _read_width(adapter: str) -> int | None:
+    """The width that a saved projector takes: the columns of its first matrix, under any prefix of names."""
+    import torch
+
+    if not Path(adapter).is_file():
+        return None  # LLaVA is about to say so itself
+    weights = torch.load(adapter, map_location="cpu", weights_only=True)
+    matrices = {name: value for name, value in weights.items() if "mm_projector" in name and value.ndim == 2}
+    return int(matrices[min(matrices)].shape[1]) if matrices else None
 
 
 def _need(owner: Any, name: str) -> Any:

@@ -11,6 +11,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 import sparse_vlm
 from llm_integration.llava import is_plugged_in, plug_in, plugged_in, unplug
@@ -219,6 +220,35 @@ def test_a_projector_of_other_tower_weights_warns(llava: Path, encoder: Path, tm
     values = arguments(encoder, pretrain_mm_mlp_adapter=str(tmp_path / "mm_projector.bin"))
     with plugged_in(), pytest.warns(UserWarning, match="other tower weights"):
         modules()[1].LlavaMetaModel(SimpleNamespace()).initialize_vision_modules(values)
+
+
+def test_a_projector_of_another_width_is_refused(llava: Path, encoder: Path, tmp_path: Path) -> None:
+    adapter = tmp_path / "mm_projector.bin"
+    values = arguments(encoder, pretrain_mm_mlp_adapter=str(adapter))
+    for width in (16, 24):
+        torch.save(
+            {
+                "model.mm_projector.0.weight": torch.zeros(8, width),
+                "model.mm_projector.0.bias": torch.zeros(8),
+                "model.mm_projector.2.weight": torch.zeros(8, 8),
+            },
+            adapter,
+        )
+        with plugged_in():
+            model = modules()[1].LlavaMetaModel(SimpleNamespace())
+            if width == SMALL.width:
+                model.initialize_vision_modules(values)
+                continue
+            with pytest.raises(ValueError, match=r"mm_projector\.bin takes visual tokens of width 24.*width 16"):
+                model.initialize_vision_modules(values)
+
+
+def test_a_checkpoint_whose_projector_has_another_width_is_refused(llava: Path, encoder: Path) -> None:
+    with plugged_in():
+        cls = modules()[1].LlavaMetaModel
+        cls(SimpleNamespace(mm_vision_tower=str(encoder), mm_hidden_size=SMALL.width))
+        with pytest.raises(ValueError, match=r"takes visual tokens of width 1024.*tokens of width 16"):
+            cls(SimpleNamespace(mm_vision_tower=str(encoder), mm_hidden_size=1024))
 
 
 def test_other_weights_under_the_same_path_are_refused(encoder: Path) -> None:
