@@ -13,17 +13,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from eval.answers import InputError
 from eval.costs.clock import Measured, measure
 from eval.costs.count import Counts, count_costs
-from eval.costs.shapes import Subject, build_subject, list_llms, list_towers
+from eval.costs.options import DTYPES, add_cost_options
+from eval.costs.shapes import Subject, build_subject
 from eval.provenance import describe_origin
 from sparse_vlm.atomic import write_atomic
 
 _CLOCKS = ("see", "first_token", "decode")
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -48,22 +46,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m eval.cost", description=__doc__.split("\n")[0])
-    parser.add_argument(
-        "--model",
-        action="append",
-        required=True,
-        help=f"{', '.join(list_towers())}, an encoder directory or a LLaVA directory; may be given again",
-    )
-    parser.add_argument("--baseline", default="vit_l_14_336", help="the tower that ratios refer to")
-    parser.add_argument("--llm", default="7b", help=f"{', '.join(list_llms())} (default 7b)")
-    parser.add_argument("--words", type=int, default=64, help="tokens of a question (default 64)")
-    parser.add_argument("--batch", type=int, nargs="+", default=[1], help="questions at once")
-    parser.add_argument("--rounds", type=int, default=7, help="timed rounds (default 7)")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--dtype", choices=list(_DTYPES), default="fp32")
+    add_cost_options(parser, rounds=7)
     parser.add_argument("--compile", action="store_true", help="compile tower and language model")
     parser.add_argument("--count-only", action="store_true", help="no clock, no weights, no memory")
-    parser.add_argument("--json", type=Path, help="append the record to this file of JSON lines")
     return parser
 
 
@@ -76,7 +61,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     if min(*options.batch, options.rounds, options.words) < 1:
         raise InputError("--batch, --rounds and --words must be at least 1.")
     names = list(dict.fromkeys([options.baseline, *options.model]))
-    dtype = _DTYPES[options.dtype]
+    dtype = DTYPES[options.dtype]
     counts: dict[str, Counts] = {}
     labels: dict[str, str] = {}
     for name in names:

@@ -10,18 +10,15 @@ import dataclasses
 import gc
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
-
-import torch
 
 from eval.answers import InputError
 from eval.cost import append_record
-from eval.costs.shapes import build_subject, list_llms, list_towers
+from eval.costs.options import DTYPES, add_cost_options
+from eval.costs.shapes import build_subject
 from eval.costs.train_step import measure_steps
 from eval.provenance import describe_origin
 
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 STAGES = ("align", "lora", "tune")
 
 
@@ -29,25 +26,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     parser = argparse.ArgumentParser(prog="python -m eval.cost_train", description=__doc__.split("\n")[0])
-    parser.add_argument(
-        "--model",
-        action="append",
-        required=True,
-        help=f"{', '.join(list_towers())}, an encoder directory or a LLaVA directory; may be given again",
-    )
-    parser.add_argument("--baseline", default="vit_l_14_336", help="the tower that ratios refer to")
-    parser.add_argument("--llm", default="7b", help=f"{', '.join(list_llms())} (default 7b)")
+    add_cost_options(parser, rounds=5, dtypes=("fp32", "bf16"))
     parser.add_argument(
         "--stage", nargs="+", choices=STAGES, default=["align", "lora"], help="what is trained"
     )
-    parser.add_argument("--words", type=int, default=64, help="tokens of a question (default 64)")
     parser.add_argument("--answer", type=int, default=64, help="tokens of an answer (default 64)")
-    parser.add_argument("--batch", type=int, nargs="+", default=[1], help="conversations a step")
-    parser.add_argument("--rounds", type=int, default=5, help="timed steps (default 5)")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--dtype", choices=list(_DTYPES), default="fp32")
     parser.add_argument("--checkpointing", action="store_true", help="recompute activations")
-    parser.add_argument("--json", type=Path, help="append the record to this file of JSON lines")
     options = parser.parse_args(words)
     try:
         report = run(options)
@@ -70,7 +54,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     """
     if min(*options.batch, options.rounds, options.words, options.answer) < 1:
         raise InputError("--batch, --rounds, --words and --answer must be at least 1.")
-    dtype = _DTYPES[options.dtype]
+    dtype = DTYPES[options.dtype]
     names = list(dict.fromkeys([options.baseline, *options.model]))
     labels = {name: build_subject(name, options.llm, "meta", dtype).label for name in names}
     steps: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
