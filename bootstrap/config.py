@@ -170,7 +170,7 @@ class HeldoutSettings:
         limit: at most so many pictures.
         batch_size: pictures at once.
         every: evaluate every so many steps; 0 for only at the end.
-        tokens: token counts (class token included) to report at the end, besides the trained one.
+        tokens: token counts (class token included) to report too, at every evaluation.
     """
 
     source: str | None = None

@@ -7,10 +7,12 @@ import base64
 import html
 import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from sparse_vlm.atomic import write_atomic
@@ -40,6 +42,7 @@ _TITLES = {
     "pooled_cosine": "pooled embedding, 1 - cosine",
     "relations": "relations",
 }
+_BY_TOKENS = re.compile(r"heldout_(\d+)_tokens")
 _HELDOUT = {"cosine": "cosine", "agreement": "label agreement", "retrieval": "retrieval", "top1": "top-1"}
 
 
@@ -113,32 +116,52 @@ def draw_curves(lines: Sequence[Mapping[str, Any]]) -> Figure:
     Args:
         lines: of a run's ``log.jsonl``.
     """
+    train = [line for line in lines if line["kind"] == "train"]
     heldout = [line for line in lines if line["kind"] == "heldout"]
-    panels = [([line for line in lines if line["kind"] == "train"], _TITLES)]
+    counts = sorted({int(found[1]) for line in lines if (found := _BY_TOKENS.fullmatch(line["kind"]))})
+    panels: list[Callable[[Axes], None]] = [lambda axes: _draw_distances(axes, train)]
     if len(heldout) > 1:
-        panels.append((heldout, _HELDOUT))
+        panels.append(lambda axes: _draw_heldout(axes, heldout))
+        if counts:
+            panels.append(lambda axes: _draw_by_tokens(axes, lines, counts))
     figure = Figure(figsize=(8.4, 3.2 * len(panels)), layout="constrained")
-    for axes, (rows, titles) in zip(figure.subplots(len(panels), squeeze=False)[:, 0], panels, strict=True):
-        for name, title in titles.items():
-            points = [(line["step"], line[name]) for line in rows if name in line]
-            if points:
-                axes.plot(
-                    *zip(*points, strict=True),
-                    label=title,
-                    linewidth=1.6,
-                    marker="o" if rows is heldout else None,
-                )
-        if rows is heldout:
-            axes.set_ylim(0, 1)
-            axes.set_ylabel("held-out pictures")
-        else:
-            axes.set_yscale("log")
-            axes.set_ylabel("distance from the teacher")
+    for axes, draw in zip(figure.subplots(len(panels), squeeze=False)[:, 0], panels, strict=True):
+        draw(axes)
         axes.set_xlabel("step")
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False, fontsize=8)
     return figure
+
+
+def _draw_distances(axes: Axes, lines: Sequence[Mapping[str, Any]]) -> None:
+    _draw_lines(axes, lines, _TITLES)
+    axes.set_yscale("log")
+    axes.set_ylabel("distance from the teacher")
+
+
+def _draw_heldout(axes: Axes, lines: Sequence[Mapping[str, Any]]) -> None:
+    _draw_lines(axes, lines, _HELDOUT, marker="o")
+    axes.set_ylim(0, 1)
+    axes.set_ylabel("held-out pictures")
+
+
+def _draw_by_tokens(axes: Axes, lines: Sequence[Mapping[str, Any]], counts: Sequence[int]) -> None:
+    """Label agreement, a curve per token count."""
+    for count in counts:
+        rows = [line for line in lines if line["kind"] == f"heldout_{count}_tokens"]
+        _draw_lines(axes, rows, {"agreement": f"{count} tokens"}, marker="o")
+    axes.set_ylim(bottom=0)
+    axes.set_ylabel("label agreement")
+
+
+def _draw_lines(
+    axes: Axes, lines: Sequence[Mapping[str, Any]], titles: Mapping[str, str], marker: str | None = None
+) -> None:
+    for name, title in titles.items():
+        points = [(line["step"], line[name]) for line in lines if name in line]
+        if points:
+            axes.plot(*zip(*points, strict=True), label=title, linewidth=1.6, marker=marker)
 
 
 def _curves(lines: Sequence[Mapping[str, Any]]) -> str:

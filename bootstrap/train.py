@@ -206,30 +206,36 @@ class _Bootstrap:
                 config.keep_checkpoints,
             )
 
-    def _evaluate(self, step: int) -> dict[str, float]:
+    def _evaluate(self, step: int) -> dict[str, Any]:
+        """Held-out figures, those of other token counts under ``by_tokens``, and a picture of the RoIs."""
         if self.heldout is None:
             return {}
         with averaged(self.encoder, self.average):
             figures = self.heldout.score(self.encoder)
+            by_tokens = {
+                count: figures
+                if count == self.encoder.config.num_tokens
+                else self.heldout.score(self.encoder, count)
+                for count in self.config.heldout.tokens
+            }
             picture = draw_focus(self.encoder, self.heldout.picture(self.config.figure))
         folder = self.out / "figures"
         folder.mkdir(exist_ok=True)
         picture.save(folder / f"rois_{step:08d}.png")
         self.log.write(step, figures, kind="heldout")
+        for count, scores in by_tokens.items():
+            self.log.write(step, scores, kind=f"heldout_{count}_tokens")
         self.log.picture(step, picture)
         self.log.say(f"step {step}: " + ", ".join(f"{name} {value:.4f}" for name, value in figures.items()))
-        return figures
+        if by_tokens:
+            return {**figures, "by_tokens": {str(count): scores for count, scores in by_tokens.items()}}
+        return {**figures}
 
     def _finish(self, seconds: float) -> Path:
-        figures: dict[str, Any] = dict(self._evaluate(self.config.steps))
+        figures = self._evaluate(self.config.steps)
         directory = self.out / "encoder"
         if self.engine.is_main:
             with averaged(self.encoder, self.average):
-                if self.heldout is not None and self.config.heldout.tokens:
-                    figures["by_tokens"] = {
-                        str(count): self.heldout.score(self.encoder, count)
-                        for count in self.config.heldout.tokens
-                    }
                 # The directory appears last: its being there says that the run is finished.
                 write_json(self.out / "figures.json", figures)
                 self.encoder.save(directory, self._describe(figures, seconds))

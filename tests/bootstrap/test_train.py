@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 from bootstrap.config import read_config
 from bootstrap.log import read_log
+from bootstrap.report import draw_curves
 from bootstrap.state import list_checkpoints
 from bootstrap.train import bootstrap, main
 from sparse_vlm import load_encoder
@@ -53,12 +54,21 @@ def test_a_run_leaves_an_encoder_that_came_closer(
     assert losses[-1]["tokens"] < 0.8 * losses[9]["tokens"]
     scores = [line for line in lines if line["kind"] == "heldout"]
     assert [line["step"] for line in scores] == [10, 20, 30, 40]
+    for count in (3, 10):
+        by_tokens = [line for line in lines if line["kind"] == f"heldout_{count}_tokens"]
+        assert [line["step"] for line in by_tokens] == [10, 20, 30, 40]
+    legend = draw_curves(lines).axes[2].get_legend_handles_labels()[1]
+    assert legend == ["3 tokens", "10 tokens"]
     assert len(list((tmp_path / "run" / "figures").glob("rois_*.png"))) == 4
     assert (tmp_path / "run" / "inheritance.txt").read_text().count("\n") > 20
     provenance = load_provenance(directory)
     assert provenance["steps"] == 40
     assert provenance["pictures_seen"] == 160
-    assert provenance["figures"]["by_tokens"].keys() == {"3", "10"}
+    last = {line["kind"]: line["cosine"] for line in lines if "cosine" in line}
+    assert {count: scores["cosine"] for count, scores in provenance["figures"]["by_tokens"].items()} == {
+        "3": last["heldout_3_tokens"],
+        "10": last["heldout_10_tokens"],
+    }
     assert provenance["blocks"] == {"drop": 1, "tune": 1, "freeze": 1}
 
 
