@@ -6,11 +6,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 import yaml
 
 from sparse_vlm.settings import build_settings
 
 from .data.config import DataConfig
+from .muon import has_muon
 
 Precision = Literal["fp32", "bf16"]
 Engine = Literal["auto", "single", "ddp", "deepspeed"]
@@ -106,11 +108,14 @@ class ObjectiveSettings:
 
 @dataclass(frozen=True)
 class OptimiserSettings:
-    """AdamW with a cosine schedule.
+    """AdamW, or Muon and AdamW, with a cosine schedule.
 
     Attributes:
         lr: peak learning rate of stem and focusing transformer.
         cortex_lr: peak learning rate of the tuned cortex blocks.
+        muon_lr: peak learning rate of the matrices of the focusing transformer under Muon, AdamW taking the
+            rest; the tuned blocks' matrices get it in the proportion of ``cortex_lr`` to ``lr``. 0 for AdamW
+            alone. Needs PyTorch 2.9, and no DeepSpeed, whose ZeRO cuts matrices into pieces.
         warmup_steps: steps of linear warm-up.
         final_lr: share of the peak that the schedule ends at.
         weight_decay: on matrices only, never on RoIs, embeddings, norms and biases.
@@ -123,6 +128,7 @@ class OptimiserSettings:
 
     lr: float = 1e-3
     cortex_lr: float = 3e-4
+    muon_lr: float = 0.0
     warmup_steps: int = 100
     final_lr: float = 0.02
     weight_decay: float = 0.02
@@ -132,9 +138,15 @@ class OptimiserSettings:
     ema: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("lr", "cortex_lr", "weight_decay", "warmup_steps"):
+        for name in ("lr", "cortex_lr", "muon_lr", "weight_decay", "warmup_steps"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
+        if self.muon_lr > 0 and self.lr == 0:
+            raise ValueError("muon_lr above 0 needs lr above 0: other parameters learn by it")
+        if self.muon_lr > 0 and not has_muon():
+            raise ValueError(
+                f"muon_lr needs Muon of PyTorch 2.9 or later, this is {torch.__version__}: set muon_lr to 0"
+            )
         if self.clip_norm <= 0:
             raise ValueError(f"clip_norm must be above 0, got {self.clip_norm}")
         for name in ("beta1", "beta2", "ema"):
@@ -244,6 +256,11 @@ class BootstrapConfig:
             raise ValueError(f"save_every must be 0 or more, got {self.save_every}")
         if (self.engine == "deepspeed") != (self.deepspeed is not None):
             raise ValueError("engine=deepspeed and deepspeed=FILE.json go together: set both or neither")
+        if self.deepspeed is not None and self.optimiser.muon_lr:
+            raise ValueError(
+                "optimiser.muon_lr needs whole matrices, and DeepSpeed's ZeRO cuts them into pieces: set it "
+                "to 0, or use torchrun with engine=ddp"
+            )
         if self.targets.store is not None and not self.data.views:
             raise ValueError(
                 "targets.store keeps one target per picture and view, so the number of views must be finite: "

@@ -1,42 +1,56 @@
-"""AdamW with a cosine schedule, and an average of the weights."""
+"""The optimiser with its cosine schedule, and an average of the weights."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .config import OptimiserSettings
+from .muon import MuonAndAdamW
 
 # Never decayed: coordinates, and vectors that stand for something rather than map something.
 _NOT_DECAYED = ("initial_rois", "token_embedding", "stage_embedding", "offset_bias", "cls_token", "probe")
 
 
-def build_optimiser(encoder: nn.Module, settings: OptimiserSettings) -> torch.optim.AdamW:
-    """AdamW over the trainable parameters: four groups, by learning rate and by weight decay.
+def build_optimiser(encoder: nn.Module, settings: OptimiserSettings) -> torch.optim.Optimizer:
+    """AdamW over the trainable parameters, or Muon over the matrices among them and AdamW over the rest.
 
     Args:
         encoder: the SparseFormer; frozen parameters are left out.
         settings: learning rates and decays.
     """
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    decayed: dict[float, list[nn.Parameter]] = {}
+    others: dict[float, list[nn.Parameter]] = {}
     for name, parameter in encoder.named_parameters():
         if not parameter.requires_grad:
             continue
         lr = settings.cortex_lr if name.startswith("cortex.") else settings.lr
         decays = parameter.ndim >= 2 and name.rsplit(".", 1)[-1] not in _NOT_DECAYED
-        groups.setdefault((lr, settings.weight_decay if decays else 0.0), []).append(parameter)
-    return torch.optim.AdamW(
-        [
-            {"params": parameters, "lr": lr, "peak_lr": lr, "weight_decay": decay}
-            for (lr, decay), parameters in groups.items()
-        ],
-        betas=(settings.beta1, settings.beta2),
-        fused=_can_fuse([parameter for parameters in groups.values() for parameter in parameters]),
+        (decayed if decays else others).setdefault(lr, []).append(parameter)
+    betas = (settings.beta1, settings.beta2)
+    fused = _can_fuse(
+        [parameter for part in (decayed, others) for group in part.values() for parameter in group]
     )
+    if not settings.muon_lr:
+        groups = _group(decayed, weight_decay=settings.weight_decay) + _group(others, weight_decay=0.0)
+        return torch.optim.AdamW(groups, betas=betas, fused=fused)
+    ratio = settings.muon_lr / settings.lr
+    matrices: dict[float, list[nn.Parameter]] = {}
+    for lr, parameters in decayed.items():
+        for parameter in parameters:
+            # The stem's filters are no matrices.
+            kind, rate = (matrices, ratio * lr) if parameter.ndim == 2 else (others, lr)
+            kind.setdefault(rate, []).append(parameter)
+    return MuonAndAdamW(_group(matrices), _group(others), settings.weight_decay, betas, fused)
+
+
+def _group(parameters: dict[float, list[nn.Parameter]], **settings: float) -> list[dict[str, Any]]:
+    return [{"params": group, "lr": lr, "peak_lr": lr, **settings} for lr, group in parameters.items()]
 
 
 def _can_fuse(parameters: list[nn.Parameter]) -> bool:

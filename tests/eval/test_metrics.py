@@ -86,6 +86,20 @@ def test_vizwiz_takes_peoples_answers_as_they_stand() -> None:
     assert vizwiz_accuracy("a dog", ["a dog"] * 10)[0] == 0.0
 
 
+@pytest.mark.parametrize(
+    ("answer", "compared"),
+    [
+        ("Dont know", "don’t know"),
+        ("cant tell", "can't tell"),
+        ("couldn'tve", "couldn’t’ve"),
+        ("it's", "it's"),
+    ],
+)
+def test_vizwiz_writes_most_contractions_with_a_typographic_apostrophe(answer: str, compared: str) -> None:
+    assert vizwiz_accuracy(answer, [compared] * 10) == (1.0, compared)
+    assert normalise(answer) == compared.replace("’", "'")
+
+
 def test_textvqa_normalises_both_sides() -> None:
     assert textvqa_accuracy("Nokia's", ["nokia 's"] * 10)[0] == 1.0
     assert textvqa_accuracy("", ["the"] * 10)[0] == 1.0
