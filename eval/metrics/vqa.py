@@ -2,7 +2,8 @@
 
 Three scorers share it and differ in when they use it:
 VQA v2 (github.com/GT-Vision-Lab/VQA, vqaEval.py) normalises only where the ten people disagree;
-VizWiz (vizwiz.org, vqaEval.py) normalises the model's answer always and the people's never;
+VizWiz (vizwiz.org, vqaEval.py) normalises the model's answer always and the people's never, and its table of
+contractions has typographic apostrophes;
 TextVQA (facebookresearch/mmf, EvalAIAnswerProcessor) normalises both always, after a step of its own.
 """
 
@@ -56,6 +57,22 @@ def _contractions() -> dict[str, str]:
 
 
 _CONTRACTIONS = _contractions()
+_STRAIGHT = frozenset(["aint", "arent", "cant", "couldve", "couldnt", "weve", "wheres", "whove"])
+
+
+def _vizwiz_contractions() -> dict[str, str]:
+    """The same with typographic apostrophes, where VizWiz's table has them."""
+    table = {}
+    for spelling, whole in _CONTRACTIONS.items():
+        if spelling in _STRAIGHT:
+            table[spelling] = whole
+        else:
+            half = spelling in ("couldn'tve", "hadn'tve")
+            table[spelling if half else spelling.replace("'", "’")] = whole.replace("'", "’")
+    return table
+
+
+_VIZWIZ_CONTRACTIONS = _vizwiz_contractions()
 
 
 def strip_punctuation(text: str, comma: re.Pattern[str] = _COMMA_VQA) -> str:
@@ -70,10 +87,10 @@ def strip_punctuation(text: str, comma: re.Pattern[str] = _COMMA_VQA) -> str:
     return _PERIOD.sub("", out, count=_MAX_PERIODS)
 
 
-def normalise_words(text: str) -> str:
+def normalise_words(text: str, contractions: Mapping[str, str] = _CONTRACTIONS) -> str:
     """Lower case, digits for number words, no articles, apostrophes in contractions, single spaces."""
     words = (_NUMBERS.get(word, word) for word in text.lower().split())
-    return " ".join(_CONTRACTIONS.get(word, word) for word in words if word not in _ARTICLES)
+    return " ".join(contractions.get(word, word) for word in words if word not in _ARTICLES)
 
 
 def flatten(text: str) -> str:
@@ -133,7 +150,7 @@ def vqa_accuracy(answer: str, people: Sequence[Mapping[str, Any]]) -> tuple[floa
 
 def vizwiz_accuracy(answer: str, people: Sequence[str]) -> tuple[float, str]:
     """VizWiz's soft accuracy: the people's answers are taken as they stand in the file."""
-    answer = normalise(flatten(answer))
+    answer = normalise_words(strip_punctuation(flatten(answer)), _VIZWIZ_CONTRACTIONS)
     return leave_one_out([text == answer for text in people]), answer
 
 
