@@ -28,7 +28,7 @@ class Run:
         config: the run's settings.
         engine: one process or many.
         student: the encoder and its distances.
-        optimiser: AdamW.
+        optimiser: updates the weights.
         targets: the teacher, or what it said before.
         stream: batches of views.
         average: moving average of the weights, or None.

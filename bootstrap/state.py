@@ -147,7 +147,7 @@ def _restore_optimiser(
             raise ValueError(
                 f"the checkpoint has optimiser state for {name!r}, which this run does not train"
             )
-        # AdamW keeps its moments beside the parameter; its step counter too if it is fused, else on the CPU.
+        # Moments lie beside their parameter; a step counter too if AdamW is fused, else on the CPU.
         beside = kind != "step" or optimiser.defaults.get("fused")
         device = parameters[name].device if beside else "cpu"
         optimiser.state[parameters[name]][kind] = value.to(device)

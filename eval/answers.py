@@ -127,7 +127,8 @@ def read_json_or_lines(path: Path, damaged: list[str] | None = None, distinct_ke
         if not line.strip():
             continue
         try:
-            rows.append((number, json.loads(line)))
+            # SEED-Bench's own answer files have a comma after each object.
+            rows.append((number, json.loads(line.strip().removesuffix(","))))
         except json.JSONDecodeError:
             if damaged is None:
                 raise InputError(
@@ -245,6 +246,10 @@ def match_answers(
         for alias in example.aliases:
             index[alias] = None if alias in index else example.key
     index.update({example.key: example.key for example in examples})
+    twins: dict[str, list[str]] = {}
+    for example in examples:
+        if example.twin:
+            twins.setdefault(example.twin, []).append(example.key)
     found: dict[str, AnswerRecord] = {}
     unknown: list[str] = []
     repeated: dict[str, None] = {}
@@ -255,10 +260,15 @@ def match_answers(
             unknown.append(str(record.question_id) if record.question_id is not None else record.place)
             continue
         if key in found:
+            key = next((twin for twin in twins.get(key, ()) if twin not in found), key)
+        if key in found:
             repeated[key] = None
             if found[key].text != record.text:
                 conflicts[key] = f"{record.question_id} ({found[key].place} and {record.place})"
         found[key] = record
+    for first, others in twins.items():
+        if first in found:
+            found.update({other: found[first] for other in others if other not in found})
     if conflicts:
         raise InputError(
             f"{len(conflicts)} questions have two different answers: {name_some(list(conflicts.values()))}; "

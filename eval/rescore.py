@@ -99,6 +99,7 @@ def describe_coverage(outcome: Rescored) -> dict[str, Any]:
     # Where nothing could be scored, the benchmark keeps all gold answers to itself.
     bare = [example.key for example in outcome.examples if not example.answers and outcome.judgements]
     odd = {
+        "same_id": [example.key for example in outcome.examples if example.twin],
         "unlabelled": bare,
         "missing": matched.missing,
         "unknown": matched.unknown,
@@ -146,6 +147,7 @@ def _notes(outcome: Rescored) -> list[str]:
     if not outcome.judgements:
         notes.append(f"no figures: {outcome.task.scorer}, or the files hold no gold answers")
     what = {
+        "same_id": "questions with the id of an earlier one, scored like all others",
         "unlabelled": "questions without a gold answer, left out of every figure",
         "missing": "questions without an answer",
         "unknown": "answers to questions that were not asked, left out",

@@ -33,6 +33,8 @@ class Example:
         llava_prompt: The prompt in LLaVA's own question file, if the example was read from one.
         optional: Scored if answered, not missed if not (SEED-Bench's video questions).
         aliases: Other keys an answer file may know the example by.
+        twin: Key of an earlier question with the same id. The file's n-th answer to that id is to the n-th of
+            them, and one answer alone is to all.
         facts: What only this benchmark's scorer needs.
     """
 
@@ -46,6 +48,7 @@ class Example:
     llava_prompt: str | None = None
     optional: bool = False
     aliases: tuple[str, ...] = ()
+    twin: str = ""
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 

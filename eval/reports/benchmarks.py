@@ -146,6 +146,7 @@ def _row(name: str, any_figure: Mapping[str, Any], runs: Sequence[Source]) -> li
 def _coverage(runs: Sequence[Source]) -> list[str]:
     """What is odd about the answers, in words."""
     words = {
+        "same_id": "with the id of an earlier question, scored like all others",
         "unlabelled": "without a gold answer, left out",
         "missing": "without an answer",
         "unknown": "answers to questions that were not asked, left out",

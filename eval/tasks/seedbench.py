@@ -10,7 +10,7 @@ from pathlib import Path
 from eval.answers import InputError, read_json_or_lines
 from eval.intervals import Figure, accuracy_figure
 from eval.metrics.choices import read_first_letter
-from eval.questions import is_llava_file, need, required
+from eval.questions import is_llava_file, llava_questions, need, required
 from eval.task import OPTION_LETTER, Example, Judgement, Task, checked
 
 _LETTERS = "ABCD"
@@ -33,13 +33,15 @@ class SeedBench(Task):
             raise InputError(f'{source} is no SEED-Bench file: expected {{"questions": […]}}.')
         names = {number: name for name, number in content.get("question_type", {}).items()}
         examples = []
+        keys: dict[str, list[str]] = {}
         for place, row in enumerate(content["questions"], start=1):
             need(row, ("question_id", "question", "answer", "data_type"), source, f"question {place}")
             kind = row.get("question_type_id")
             video = row["data_type"] != "image"
+            key = _next_key(row["question_id"], keys)
             examples.append(
                 Example(
-                    key=str(row["question_id"]),
+                    key=key,
                     question_id=row["question_id"],
                     question=row["question"],
                     image=None if video else row.get("data_id"),
@@ -47,6 +49,7 @@ class SeedBench(Task):
                     choices=tuple(row.get(f"choice_{letter.lower()}", "") for letter in _LETTERS),
                     category=names.get(kind, str(kind)),
                     optional=video,
+                    twin="" if key == str(row["question_id"]) else str(row["question_id"]),
                     facts={"type": "video" if video else "image"},
                 )
             )
@@ -92,12 +95,21 @@ class SeedBench(Task):
         return ".jsonl", "".join(f"{row}\n" for row in rows).encode()
 
 
+def _next_key(question_id: int | str, used: dict[str, list[str]]) -> str:
+    """A key for a question: its id, or "ID#2", since the official file has one id (49914) twice."""
+    keys = used.setdefault(str(question_id), [])
+    keys.append(f"{question_id}#{len(keys) + 1}" if keys else str(question_id))
+    return keys[-1]
+
+
 def _with_prompts(examples: list[Example], questions: Path) -> list[Example]:
     """The examples with LLaVA's prompts, where its question file is given."""
     content = read_json_or_lines(questions)
     if not is_llava_file(content):
         raise InputError(f"{questions} is not LLaVA's question file for SEED-Bench.")
-    prompts = {str(row["question_id"]): row["text"] for row in content}
+    keys: dict[str, list[str]] = {}
+    rows = llava_questions(content, questions)
+    prompts = {_next_key(row.question_id, keys): row.llava_prompt for row in rows}
     if not any(example.key in prompts for example in examples):
         raise InputError(f"None of the questions of {questions} is in the annotation file.")
     return [replace(e, llava_prompt=prompts[e.key]) for e in examples if e.key in prompts]
