@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,15 +34,13 @@ class SeedBench(Task):
             raise InputError(f'{source} is no SEED-Bench file: expected {{"questions": […]}}.')
         names = {number: name for name, number in content.get("question_type", {}).items()}
         examples = []
-        keys: dict[str, list[str]] = {}
         for place, row in enumerate(content["questions"], start=1):
             need(row, ("question_id", "question", "answer", "data_type"), source, f"question {place}")
             kind = row.get("question_type_id")
             video = row["data_type"] != "image"
-            key = _next_key(row["question_id"], keys)
             examples.append(
                 Example(
-                    key=key,
+                    key=str(row["question_id"]),
                     question_id=row["question_id"],
                     question=row["question"],
                     image=None if video else row.get("data_id"),
@@ -49,10 +48,14 @@ class SeedBench(Task):
                     choices=tuple(row.get(f"choice_{letter.lower()}", "") for letter in _LETTERS),
                     category=names.get(kind, str(kind)),
                     optional=video,
-                    twin="" if key == str(row["question_id"]) else str(row["question_id"]),
                     facts={"type": "video" if video else "image"},
                 )
             )
+        keys = _number_keys(example.key for example in examples)
+        examples = [
+            e if key == e.key else replace(e, key=key, twin=e.key)
+            for e, key in zip(examples, keys, strict=True)
+        ]
         if questions is not None and questions != source:
             examples = _with_prompts(examples, questions)
         return checked(examples, images, source)
@@ -95,11 +98,14 @@ class SeedBench(Task):
         return ".jsonl", "".join(f"{row}\n" for row in rows).encode()
 
 
-def _next_key(question_id: int | str, used: dict[str, list[str]]) -> str:
-    """A key for a question: its id, or "ID#2", since the official file has one id (49914) twice."""
-    keys = used.setdefault(str(question_id), [])
-    keys.append(f"{question_id}#{len(keys) + 1}" if keys else str(question_id))
-    return keys[-1]
+def _number_keys(ids: Iterable[str]) -> list[str]:
+    """A key for each question: its id, or "ID#2" if an earlier one has it (the official file: 49914)."""
+    counts: Counter[str] = Counter()
+    keys = []
+    for name in ids:
+        counts[name] += 1
+        keys.append(name if counts[name] == 1 else f"{name}#{counts[name]}")
+    return keys
 
 
 def _with_prompts(examples: list[Example], questions: Path) -> list[Example]:
@@ -107,9 +113,9 @@ def _with_prompts(examples: list[Example], questions: Path) -> list[Example]:
     content = read_json_or_lines(questions)
     if not is_llava_file(content):
         raise InputError(f"{questions} is not LLaVA's question file for SEED-Bench.")
-    keys: dict[str, list[str]] = {}
     rows = llava_questions(content, questions)
-    prompts = {_next_key(row.question_id, keys): row.llava_prompt for row in rows}
+    keys = _number_keys(str(row.question_id) for row in rows)
+    prompts = {key: row.llava_prompt for key, row in zip(keys, rows, strict=True)}
     if not any(example.key in prompts for example in examples):
         raise InputError(f"None of the questions of {questions} is in the annotation file.")
     return [replace(e, llava_prompt=prompts[e.key]) for e in examples if e.key in prompts]

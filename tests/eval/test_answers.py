@@ -63,6 +63,16 @@ def test_a_half_written_line_is_named_wherever_it_is(tmp_path: Path) -> None:
     assert file.records[1].place == "line 3"
 
 
+def test_lines_may_end_in_a_comma(tmp_path: Path) -> None:
+    """SEED-Bench publishes its answers so."""
+    path = write(
+        tmp_path / "a.json", '{"question_id": "1", "prediction": "A"},\n{"question_id": "2", "predi\n'
+    )
+    file = load_answers(path)
+    assert [(r.question_id, r.text) for r in file.records] == [("1", "A")]
+    assert file.damaged == ("line 2",)
+
+
 def test_a_line_separator_inside_an_answer_does_not_end_the_line(tmp_path: Path) -> None:
     path = write(
         tmp_path / "a.jsonl",

@@ -297,10 +297,6 @@ TWICE = {
     "scienceqa": ("questions", lambda rows: [*rows, rows[0]]),
     "mme": ("annotations", lambda rows: [*rows, *rows[:2]]),
     "vizwiz": ("annotations", lambda rows: [*rows, rows[0]]),
-    "seedbench": (
-        "annotations",
-        lambda rows: {**rows, "questions": [*rows["questions"], rows["questions"][0]]},
-    ),
     "mmvet": ("questions", None),
 }
 
@@ -319,6 +315,33 @@ def test_a_question_asked_twice(name: str, tmp_path: Path, capsys: Any) -> None:
     assert case.run(tmp_path, case.answers)[0] == 2
     error = capsys.readouterr().err
     assert any(word in error for word in ("more than once", "twice", "do not have two questions each"))
+
+
+@pytest.mark.parametrize(
+    ("stored", "hits"),
+    [
+        ([("0", "B"), ("1", "B"), ("2", "B"), ("3", "B")], 4),  # one answer is to both
+        ([("0", "B"), ("1", "B"), ("2", "B"), ("3", "B"), ("0", "C")], 5),  # each has its own
+        ([("0", "C"), ("1", "B"), ("2", "B"), ("3", "B"), ("0", "B")], 3),
+    ],
+)
+def test_seed_benchs_official_file_has_an_id_twice(
+    stored: list[tuple[str, str]], hits: int, tmp_path: Path, capsys: Any
+) -> None:
+    case = CASES["seedbench"](tmp_path)
+    table = json.loads(case.files["annotations"].read_text())
+    other = {**table["questions"][0], "question": "another?", "answer": "C"}
+    document(case.files["annotations"], {**table, "questions": [*table["questions"], other]})
+    status, content = case.run(tmp_path, [{"question_id": key, "prediction": text} for key, text in stored])
+    assert (status, content["figures"]["image"]["value"], content["figures"]["image"]["n"]) == (
+        0,
+        20 * hits,
+        5,
+    )
+    assert "1 questions with the id of an earlier one, scored like all others: 0#2" in capsys.readouterr().out
+    assert content["coverage"]["repeated"]["count"] == 0
+    assert case.run(tmp_path, [{"question_id": "0", "prediction": text} for text in "BCD"])[0] == 2
+    assert "1 questions have two different answers: 0 (line 1 and line 3)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
