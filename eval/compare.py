@@ -66,6 +66,11 @@ def load_run(path: Path) -> dict[str, Any]:
         )
     if not content["units"]:
         raise InputError(f"{file} holds the scores of no question.")
+    for key, score in content["units"].items():
+        if isinstance(score, bool) or not isinstance(score, int | float) or not 0 <= score <= 1:
+            raise InputError(
+                f"{file}: units.{key} must be a score of 0 to 1, and is {json.dumps(score)[:40]}."
+            )
     return content
 
 

@@ -2,9 +2,9 @@
 
 python -m eval.report RUN... -o report.html
 
-A RUN is a folder of eval.run or eval.pareto, a JSON file of eval.rescore, eval.zeroshot, eval.retrieval,
-eval.knn, eval.probe or eval.agreement, or the JSON lines of eval.cost. LABEL=RUN gives it a name. The first
-run of a benchmark is what the others are compared with.
+A RUN is a folder of eval.run, eval.quickstart or eval.pareto, a JSON file of eval.rescore, eval.zeroshot,
+eval.retrieval, eval.knn, eval.probe or eval.agreement, or the JSON lines of eval.cost. LABEL=RUN gives it a
+name. The first run of a benchmark is what the others are compared with.
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ from eval.config import RunSettings
 from eval.engine import ANSWERS
 from eval.intervals import SEED
 from eval.reports.inputs import CONFIG, Source
+from eval.reports.shapes import MisfitError, fields, text
 from eval.task import Example, Task
 from eval.tasks import load_task
 from llm_integration.generate import open_picture
@@ -88,8 +89,8 @@ def choose_examples(sources: Sequence[Source], count: int, seed: int = SEED) -> 
     """
     first = sources[0]
     settings = load_settings_of(first)
-    task = load_task(settings.task.name)
     try:
+        task = load_task(settings.task.name)
         examples = task.load_examples(settings.task.questions, settings.task.annotations)[: settings.limit]
     except InputError as error:
         raise InputError(f"The examples of {first.path} cannot be shown: {error} {_HINT}") from None
@@ -136,20 +137,22 @@ def load_settings_of(source: Source) -> RunSettings:
     try:
         made = build_settings(RunSettings, json.loads(read_text(path)), source=path)
     except (SettingsError, json.JSONDecodeError) as error:
-        raise InputError(f"{path} holds no settings of eval.run: {error}") from None
+        raise InputError(f"{path} holds no settings of eval.run: {' '.join(str(error).split())}") from None
     return made
 
 
 def _read_answers(source: Source) -> dict[str, str]:
     path = source.path / ANSWERS
+    answered = fields(key=text, text=text)
     answers = {}
     for number, line in enumerate(read_text(path).split("\n"), start=1):
         if line:
             try:
                 row = json.loads(line)
-                answers[str(row["key"])] = str(row["text"])
-            except (json.JSONDecodeError, KeyError, TypeError):
-                raise InputError(f"Line {number} of {path} is no answer of eval.run.") from None
+                answered(row, "")
+            except (json.JSONDecodeError, MisfitError) as error:
+                raise InputError(f"Line {number} of {path} is no answer of eval.run: {error}.") from None
+            answers[row["key"]] = row["text"]
     return answers
 
 
@@ -196,7 +199,7 @@ def _open(settings: RunSettings, example: Example, source: Source) -> Image.Imag
         return None
     folder: Any = settings.task.images
     if folder is None:
-        raise InputError(f"The settings of {source.path} name no folder of pictures. {_HINT}")
+        raise InputError(f"{source.path / CONFIG} names no folder of pictures as task.images. {_HINT}")
     try:
         return open_picture(Path(folder) / example.image)
     except ValueError as error:

@@ -11,9 +11,11 @@ from typing import Any
 from eval.answers import InputError, name_some, read_text
 from eval.compare import SCORES
 from eval.engine import ANSWERS
+from eval.reports.records import check_record, check_rows
 
 CONFIG = "config.json"
 PARETO = "pareto.json"
+QUICKSTART = "quickstart.json"
 KINDS = {
     "run": "python -m eval.run",
     "scores": "python -m eval.rescore --json",
@@ -21,14 +23,8 @@ KINDS = {
     "cost": "python -m eval.cost --json",
     "encoder": "python -m eval.zeroshot, retrieval, knn, probe or agreement with --json",
 }
-# What every record of a kind has; without it, it is something else or was cut.
-_NEEDS = {
-    "run": ("task", "scorer", "primary", "figures", "units", "coverage", "provenance"),
-    "scores": ("task", "scorer", "primary", "figures", "units", "coverage"),
-    "pareto": ("task", "scorer", "primary", "points", "provenance"),
-    "cost": ("llm", "words", "dtype", "compiled", "baseline", "labels", "counts", "measured", "provenance"),
-    "encoder": ("command", "protocol", "figures", "differences", "notes", "provenance"),
-}
+# The file of a folder that holds its record.
+_FILES = {"run": SCORES, "pareto": PARETO}
 
 
 @dataclass(frozen=True)
@@ -65,17 +61,20 @@ def read_sources(words: Sequence[str]) -> list[Source]:
         InputError: If one is not there, is not finished, is no run, or is named twice.
     """
     sources: list[Source] = []
-    seen: dict[Path, str] = {}
-    for word in words:
-        label, path = _split(word)
-        place = path.resolve()
-        if place in seen:
+    seen: set[Path] = set()
+    for label, path in (pair for word in words for pair in _open_quickstart(*_split(word))):
+        resolved = path.resolve()
+        if resolved in seen:
             raise InputError(f"{path} is named twice.")
-        seen[place] = word
+        seen.add(resolved)
         kind, records = _read(path)
         name = label or (path.stem if path.is_file() else path.resolve().name)
         for number, record in enumerate(records, start=1):
-            _check(kind, record, path)
+            file = path / _FILES[kind] if path.is_dir() else path
+            place = f"Record {number} of {file}" if len(records) > 1 else str(file)
+            check_record(kind, record, place, KINDS[kind])
+            if kind == "run":
+                _check_run(record, path)
             called = f"{name}, record {number}" if len(records) > 1 else name
             sources.append(Source(len(sources) + 1, kind, called, path, record))
     return _tell_apart(sources)
@@ -88,6 +87,16 @@ def _split(word: str) -> tuple[str, Path]:
     if not label or not path:
         raise InputError(f"{word!r}: expected a path, or LABEL=PATH.")
     return label, Path(path)
+
+
+def _open_quickstart(label: str, path: Path) -> list[tuple[str, Path]]:
+    """The runs in a folder of eval.quickstart, by their labels; any other path as it is."""
+    found = [file for file in (path / QUICKSTART, path / "language" / QUICKSTART) if file.is_file()]
+    if not found:
+        return [(label, path)]
+    check_rows(content := _json(found[0]), str(found[0]))
+    lead = f"{label}, " if label else ""
+    return [(f"{lead}{name}", found[0].parent / "runs" / name) for name in content["rows"]]
 
 
 def _read(path: Path) -> tuple[str, list[dict[str, Any]]]:
@@ -134,8 +143,8 @@ def _find(folder: Path) -> tuple[str, Path]:
         lacking = [name for name in names if name not in there]
         raise InputError(f"{folder} is not a whole run: it has no {' and no '.join(lacking)}.")
     raise InputError(
-        f"{folder} is no run: expected a folder that eval.run wrote ({', '.join(names)}) or that eval.pareto "
-        f"wrote ({PARETO})."
+        f"{folder} is no run: expected a folder that eval.run wrote ({', '.join(names)}), eval.pareto "
+        f"({PARETO}) or eval.quickstart ({QUICKSTART})."
     )
 
 
@@ -174,29 +183,6 @@ def _guess(record: Mapping[str, Any]) -> str | None:
     if not found and "units" in record and "figures" in record:
         return "scores"
     return found[0] if len(found) == 1 else None
-
-
-def _check(kind: str, record: Mapping[str, Any], path: Path) -> None:
-    """Whether a record has what its kind has."""
-    lacking = [name for name in _NEEDS[kind] if name not in record]
-    if lacking:
-        raise InputError(
-            f"{path} lacks {', '.join(lacking)}; was it written by an older version of {KINDS[kind]}?"
-        )
-    if kind == "run":
-        _check_run(record, path)
-    elif kind == "pareto":
-        for point in record["points"]:
-            name = f"{point.get('method')}-{point.get('tokens')}"
-            missing = [key for key in ("gmacs", "ms") if "total" not in point.get(key, {})]
-            if record["primary"] not in point.get("figures", {}):
-                missing.insert(0, record["primary"])
-            if missing:
-                raise InputError(f"{path}: the point {name} has no {' and no '.join(missing)}.")
-        if not record["points"]:
-            raise InputError(f"{path} holds no point.")
-    elif kind == "cost" and record["baseline"] not in record["counts"]:
-        raise InputError(f"{path}: there are no counts of the baseline {record['baseline']}.")
 
 
 def _check_run(record: Mapping[str, Any], path: Path) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import math
 import re
 import shutil
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -232,7 +235,10 @@ def spoil(runs: Path, how: str) -> list[str]:
         ("model gone", r"The RoIs of .*vit cannot be drawn: there is no model directory.*--no-rois"),
         ("twice", r"vit is named twice\."),
         ("pareto half", r"pareto is a comparison that is not finished \(pool-16 there, no pareto\.json\)"),
-        ("pareto without cost", r"pareto: the point pool-16 has no gmacs\."),
+        (
+            "pareto without cost",
+            r"pareto\.json is damaged, or .* of python -m eval\.pareto: points\[1\] lacks gmacs\.",
+        ),
         ("cost line cut", r"Line 2 of .*cost\.jsonl is not whole JSON\."),
         ("something else", r"other\.json is not something a report is made of; expected the output of"),
         ("scores named", r"scores\.json belongs to a run; name its folder, .*vit\."),
@@ -247,6 +253,172 @@ def test_bad_input_is_named_in_one_sentence(
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert re.search(sentence, line), line
     assert not (tmp_path / "r.html").exists()
+
+
+GONE = object()
+
+
+def places(value: Any, before: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Every place within JSON values; of what is alike, the first two."""
+    if before:
+        yield before
+    if isinstance(value, dict):
+        alike: Counter[str] = Counter()
+        for key, inner in value.items():
+            kind = str(sorted(inner) if isinstance(inner, dict) else key)
+            alike[kind] += 1
+            if alike[kind] <= 2:
+                yield from places(inner, (*before, key))
+    elif isinstance(value, list):
+        for number, inner in enumerate(value[:2]):
+            yield from places(inner, (*before, number))
+
+
+def change(value: Any, place: tuple[Any, ...], new: Any) -> str:
+    """The values with one place changed, as JSON."""
+    made = copy.deepcopy(value)
+    inner = made
+    for key in place[:-1]:
+        inner = inner[key]
+    if new is GONE:
+        del inner[place[-1]]
+    else:
+        inner[place[-1]] = new
+    return json.dumps(made)
+
+
+def make_quickstart(runs: Path) -> None:
+    """A folder as eval.quickstart leaves it."""
+    (runs / "quick" / "language").mkdir(parents=True)
+    (runs / "quick" / "language" / "quickstart.json").write_text(
+        json.dumps({"rows": {"vit": {}, "ours": {}}})
+    )
+    for name in ("vit", "ours"):
+        shutil.copytree(runs / name, runs / "quick" / "language" / "runs" / name)
+
+
+def test_a_folder_of_quickstart_is_its_runs(runs: Path, tmp_path: Path) -> None:
+    make_quickstart(runs)
+    for words, labels in (
+        ([str(runs / "quick")], ["vit", "ours"]),
+        ([f"Q={runs}/quick/language"], ["Q, vit", "Q, ours"]),
+    ):
+        assert main([*words, "-o", str(tmp_path / "r.json")]) == 0
+        assert [
+            source["label"] for source in json.loads((tmp_path / "r.json").read_text())["sources"]
+        ] == labels
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "count"),
+    [
+        ("vit", "vit/scores.json", 200),
+        ("vit", "vit/config.json", 30),
+        ("vit", "vit/answers.jsonl", 6),
+        ("pareto", "pareto/pareto.json", 150),
+        ("cost.jsonl", "cost.jsonl", 200),
+        ("zeroshot.json", "zeroshot.json", 100),
+        ("quick", "quick/language/quickstart.json", 3),
+    ],
+)
+def test_whatever_is_damaged_ends_in_one_sentence_that_names_the_file(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, file: str, count: int
+) -> None:
+    """Each key of each kind of record gone, or of another kind."""
+    make_quickstart(runs)
+    path = runs / file
+    *before, last = (
+        path.read_text().splitlines(keepends=True) if path.suffix == ".jsonl" else [path.read_text()]
+    )
+    value = json.loads(last)
+    words = [str(runs / name), "-o", str(tmp_path / "r.html"), "--markdown", str(tmp_path / "r.md")]
+    refused = 0
+    for place in places(value):
+        for new in (GONE, None, [1], math.nan):
+            path.write_text("".join(before) + change(value, place, new) + "\n")
+            status = main([*words, "--json", str(tmp_path / "r.json"), "--no-rois", "--examples", "1"])
+            lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+            assert (status, len(lines)) in ((0, 0), (2, 1)), (place, new)
+            assert all(path.name in line or f"{path.parent} " in line for line in lines), lines
+            refused += len(lines)
+    assert refused > count
+
+
+@pytest.mark.parametrize(
+    ("file", "place", "new", "sentence"),
+    [
+        (
+            "vit/scores.json",
+            ("figures", "accuracy", "value"),
+            "50",
+            r'scores\.json .* figures\.accuracy\.value must be a number, and is "50"\.$',
+        ),
+        (
+            "vit/scores.json",
+            ("figures", "accuracy", "low"),
+            math.nan,
+            r"figures\.accuracy\.low must be a finite number, and is NaN\.$",
+        ),
+        ("vit/scores.json", ("units", "3"), 40, r"units\.3 must be at most 1, and is 40\.$"),
+        ("vit/scores.json", ("coverage", "answered"), GONE, r"coverage lacks answered\.$"),
+        ("vit/config.json", ("task",), GONE, r"config\.json holds no settings of eval\.run: .*'task'"),
+        (
+            "vit/answers.jsonl",
+            ("text",),
+            None,
+            r"Line 10 of .*answers\.jsonl is no answer of eval\.run: text must be text, and is null\.$",
+        ),
+        (
+            "pareto/pareto.json",
+            ("points", 2, "figures", "accuracy"),
+            GONE,
+            r"points\[2\]\.figures lacks accuracy\.$",
+        ),
+        (
+            "pareto/pareto.json",
+            ("points", 1, "ms", "total"),
+            0,
+            r"points\[1\]\.ms\.total must be more than 0, and is 0\.$",
+        ),
+        (
+            "cost.jsonl",
+            ("measured", 0, "sf_b_49", "see", "low"),
+            0,
+            r"Record 2 of .*cost\.jsonl .* measured\[0\]\.sf_b_49\.see\.low must be more than 0",
+        ),
+        ("cost.jsonl", ("labels", "sf_b_49"), GONE, r"labels lacks sf_b_49\.$"),
+        (
+            "zeroshot.json",
+            ("differences", "top1", "p"),
+            2,
+            r"differences\.top1\.p must be at most 1, and is 2\.$",
+        ),
+        (
+            "zeroshot.json",
+            ("provenance", "versions"),
+            [],
+            r"provenance\.versions must be an object, and is \[\]\.$",
+        ),
+    ],
+)
+def test_a_damaged_key_is_named_with_what_would_be_right(
+    runs: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    file: str,
+    place: Any,
+    new: Any,
+    sentence: str,
+) -> None:
+    path = runs / file
+    *before, last = (
+        path.read_text().splitlines(keepends=True) if path.suffix == ".jsonl" else [path.read_text()]
+    )
+    path.write_text("".join(before) + change(json.loads(last), place, new) + "\n")
+    named = path.parent if path.parent != runs else path
+    assert main([str(named), "-o", str(tmp_path / "r.md")]) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert re.search(sentence, line), line
 
 
 def test_outputs_that_cannot_be(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -156,6 +156,13 @@ def test_compares_two_runs(quiz: Path, tmp_path: Path, capsys: pytest.CaptureFix
     other.write_text(json.dumps({**short, "task": "gqa"}))
     assert compare([str(made[1]), str(other)]) == 2
     assert "The runs differ in task: 'easy_vqa' and 'gqa'" in capsys.readouterr().err
+    for score in ("1", None, 40, float("nan")):
+        other.write_text(json.dumps({**short, "units": {**short["units"], "3": score}}))
+        assert compare([str(made[1]), str(other)]) == 2
+        assert (
+            f"short.json: units.3 must be a score of 0 to 1, and is {json.dumps(score)}."
+            in capsys.readouterr().err
+        )
     other.write_text("{}")
     assert compare([str(made[1]), str(other)]) == 2
     assert "was it written by eval.rescore?" in capsys.readouterr().err
