@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,8 +18,10 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from bootstrap.scenes.__main__ import main as write_scenes
+from bootstrap.teacher import Teacher
 from eval.agreement import main as agreement
 from eval.answers import InputError
+from eval.encoder import looks
 from eval.encoder.captions import load_captioned
 from eval.encoder.classes import classes_of, label_map, load_classes, template_set
 from eval.encoder.classify import build_classifier, rank_classes, score_ranks
@@ -36,7 +39,7 @@ from eval.retrieval import main as retrieval
 from eval.zeroshot import main as zeroshot
 from sparse_vlm import build_encoder, load_encoder
 from sparse_vlm.config import SparseFormerConfig
-from sparse_vlm.transform import TransformConfig
+from sparse_vlm.transform import ImageTransform, TransformConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 TEACHER = ROOT / "assets" / "scenes_clip"
@@ -239,6 +242,56 @@ def test_retrieval_and_agreement(scenes: Path, student: Path, tmp_path: Path, ca
     assert "template 'a photo of {}'" in capsys.readouterr().out
     assert retrieval([*both, *files, "--template", "a photo"]) == 2
     assert "--template has no {} for the caption" in capsys.readouterr().err
+
+
+def constant_student(directory: Path, answer: list[float]) -> Path:
+    """An encoder in a space of five logits that gives every picture the same ones."""
+    config = SparseFormerConfig(
+        stem_channels=8, num_latents=4, focusing_width=16, focusing_heads=2, focusing_mlp_width=32,
+        focusing_repeats=1, num_points=4, mixing_points=4, generator_width=8, handover_generator_width=8,
+        width=32, depth=1, heads=2, mlp_width=48, output_width=5,
+    )  # fmt: skip
+    encoder = build_encoder(config, TransformConfig(image_size=32, mean=(0.5,) * 3, std=(0.5,) * 3))
+    last = [module for module in encoder.modules() if isinstance(module, torch.nn.Linear)][-1]
+    assert last.out_features == 5
+    with torch.no_grad():
+        last.weight.zero_()
+        last.bias.copy_(torch.tensor(answer))
+    encoder.save(directory, {"teacher": "none"})
+    return directory
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_agreement_on_the_classes_of_the_teachers_own_head(
+    bias: bool, scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Logits agree where their largest one is the same; a projection without a bias makes no logits."""
+    timm = pytest.importorskip("timm.models.vision_transformer")
+    from bootstrap.teachers.timm_vit import TimmTrunk
+
+    torch.manual_seed(0)
+    size = {"img_size": 224, "patch_size": 56, "embed_dim": 32, "depth": 1, "num_heads": 2, "num_classes": 5}
+    vit = timm.VisionTransformer(**size)
+    for weight in (parameter for parameter in vit.parameters() if parameter.ndim > 1):
+        torch.nn.init.normal_(weight, std=0.5)  # an untrained head would call all pictures alike
+    vit.head.bias = torch.nn.Parameter(torch.zeros(5)) if bias else None
+    teacher = Teacher(TimmTrunk(vit, "timm:test"))
+    monkeypatch.setattr(looks, "load_teacher", lambda name, weights, device: teacher)
+    folder = scenes / "heldout" / "images"
+    prepare = ImageTransform(teacher.spec.transform)
+    pixels = torch.stack([prepare(Image.open(path).convert("RGB")) for path in sorted(folder.iterdir())])
+    named = teacher(pixels).pooled.argmax(-1).tolist()
+    often = Counter(named).most_common(1)[0][0]
+    share = 100 * named.count(often) / len(named)
+    assert 0 < share < 100  # or the figure would not tell pictures apart
+    student = constant_student(tmp_path / "student", [float(place == often) for place in range(5)])
+    out = tmp_path / "a.json"
+    words = ["--encoder", str(student), "--teacher", "timm:test", "--pictures", str(folder)]
+    assert agreement([*words, "--json", str(out)]) == 0
+    figures = json.loads(out.read_text())["figures"]["encoder"]
+    assert set(figures) == {"same_picture", "cosine", *(["same_class"] if bias else [])}
+    if bias:
+        assert (figures["same_class"]["value"], figures["same_class"]["n"]) == (share, len(named))
 
 
 def karpathy(tmp_path: Path) -> Path:
