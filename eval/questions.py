@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from eval.answers import InputError, read_json_or_lines
+from eval.shapes import MisfitError, Shape, identifier, maybe, text
 from eval.task import OPTION_LETTER, SHORT_ANSWER
+
+# What a row of LLaVA's question files may have besides.
+LLAVA_ROW = {"image": maybe(text), "category": text}
 
 
 @dataclass(frozen=True)
@@ -44,7 +49,7 @@ def llava_questions(content: list[dict[str, Any]], path: Path) -> list[Question]
     """The rows of LLaVA's question file."""
     rows = []
     for number, row in enumerate(content, start=1):
-        need(row, ("question_id", "text"), path, f"row {number}")
+        need(row, {"question_id": identifier, "text": text}, path, f"row {number}", LLAVA_ROW)
         prompt = row["text"]
         rows.append(
             Question(
@@ -60,10 +65,12 @@ def load_vqa_questions(path: Path, content: Any = None) -> list[Question]:
     if is_llava_file(content):
         return llava_questions(content, path)
     if isinstance(content, dict) and "questions" in content:
-        subset = content.get("data_subtype", "")
+        subset = str(content.get("data_subtype", ""))
         rows = []
-        for number, row in enumerate(content["questions"], start=1):
-            need(row, ("question_id", "question"), path, f"question {number}")
+        for number, row in enumerate(rows_of(content, "questions", path), start=1):
+            known = {"question_id": identifier, "question": text}
+            maybe_known = {"image": maybe(text), "image_id": maybe(identifier)}
+            need(row, known, path, f"question {number}", maybe_known)
             image = row.get("image") or coco_picture(row.get("image_id"), subset)
             rows.append(Question(row["question_id"], row["question"], image))
         return rows
@@ -83,13 +90,43 @@ def coco_picture(image_id: int | str | None, subset: str) -> str | None:
     return f"COCO_{subset.replace('test-dev', 'test')}_{image_id:012d}.jpg"
 
 
-def need(row: Any, fields: tuple[str, ...], path: Path, place: str) -> None:
-    """Raises if a row of a file is not an object or lacks a field."""
+def need(
+    row: Any, shapes: Mapping[str, Shape], path: Path, place: str, optional: Mapping[str, Shape] | None = None
+) -> None:
+    """Sees that a row of a file is an object with fields of the right kinds.
+
+    Args:
+        row: The row.
+        shapes: Fields it must have.
+        path: The file, for the message.
+        place: Where the row is in it, for the message.
+        optional: Fields it may have.
+
+    Raises:
+        InputError: If it is not; names the file, the row and the field.
+    """
     if not isinstance(row, dict):
         raise InputError(f"{place.capitalize()} of {path} is not an object.")
-    for field in fields:
-        if field not in row:
+    for field, shape in {**shapes, **(optional or {})}.items():
+        if field in row:
+            try:
+                shape(row[field], f'"{field}"')
+            except MisfitError as error:
+                raise InputError(f"{place.capitalize()} of {path}: {error}.") from None
+        elif field in shapes:
             raise InputError(f'{place.capitalize()} of {path} lacks "{field}".')
+
+
+def rows_of(content: Mapping[str, Any], field: str, path: Path) -> list[Any]:
+    """The list in a field of a file's object.
+
+    Raises:
+        InputError: If it is none.
+    """
+    rows = content[field]
+    if not isinstance(rows, list):
+        raise InputError(f'{path}: "{field}" must be a list of rows.')
+    return rows
 
 
 def required(path: Path | None, what: str) -> Path:

@@ -16,7 +16,7 @@ from eval.config import RunSettings
 from eval.engine import ANSWERS
 from eval.intervals import SEED
 from eval.reports.inputs import CONFIG, Source
-from eval.reports.shapes import MisfitError, fields, text
+from eval.shapes import MisfitError, fields, text
 from eval.task import Example, Task
 from eval.tasks import load_task
 from llm_integration.generate import open_picture

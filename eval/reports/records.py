@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from eval.answers import InputError
-from eval.reports.shapes import (
+from eval.shapes import (
     MisfitError,
     Shape,
     by_name,

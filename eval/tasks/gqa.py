@@ -10,7 +10,11 @@ from typing import Any
 from eval.answers import InputError, name_some, read_json_or_lines
 from eval.intervals import Figure, accuracy_figure
 from eval.questions import Question, is_llava_file, llava_questions, need, required
+from eval.shapes import fields, identifier, maybe, text
 from eval.task import Example, Judgement, Task, checked
+
+_MAY = {"question_id": identifier, "id": identifier, "imageId": identifier}
+_TYPES = maybe(fields(dict.fromkeys(("structural", "semantic"), maybe(text))))
 
 
 def convert(text: str) -> str:
@@ -84,7 +88,7 @@ def _by_id(rows: list[Any], path: Path) -> dict[str, Any]:
     """The same questions as a list of records, as the Hugging Face copies have them."""
     made: dict[str, Any] = {}
     for number, row in enumerate(rows, start=1):
-        need(row, ("question", "answer"), path, f"record {number}")
+        need(row, {"question": text, "answer": text}, path, f"record {number}", _MAY)
         key = str(row["question_id"] if "question_id" in row else row.get("id", ""))
         if not key or key in made:
             raise InputError(f"Record {number} of {path} has no id of its own.")
@@ -93,15 +97,16 @@ def _by_id(rows: list[Any], path: Path) -> dict[str, Any]:
 
 
 def _question(key: str, row: dict[str, Any], path: Path) -> Question:
-    need(row, ("question",), path, f"question {key}")
+    need(row, {"question": text}, path, f"question {key}", {"imageId": identifier})
     if "imageId" not in row:  # copies that list records name the file
-        need(row, ("image",), path, f"question {key}")
+        if "image" not in row:
+            raise InputError(f'Question {key} of {path} lacks "image".')
         return Question(key, row["question"], row["image"] if isinstance(row["image"], str) else None)
     return Question(key, row["question"], f"{row['imageId']}.jpg")
 
 
 def _example(row: Question, gold: dict[str, Any], source: Path) -> Example:
-    need(gold, ("answer",), source, f"question {row.question_id}")
+    need(gold, {"answer": text}, source, f"question {row.question_id}", {"types": _TYPES})
     types = gold.get("types") or {}
     structural = types.get("structural") or ""
     return Example(

@@ -12,7 +12,8 @@ import numpy as np
 from eval.answers import AnswerRecord, InputError, name_some, read_json_or_lines, read_text
 from eval.intervals import RESAMPLES, SEED, Figure, accuracy_figure, percentile_interval
 from eval.metrics.yes_no import read_mme
-from eval.questions import bare_question, is_llava_file, need, required
+from eval.questions import LLAVA_ROW, bare_question, is_llava_file, need, required
+from eval.shapes import identifier, text
 from eval.task import SHORT_ANSWER, Example, Judgement, Task, checked
 
 PERCEPTION = (
@@ -163,7 +164,7 @@ def _load_json(path: Path) -> list[tuple[str, str, str, str]]:
         raise InputError(f"{path} is no list of records with category, image_path, question and answer.")
     rows = []
     for number, row in enumerate(content, start=1):
-        need(row, ("category", "question", "answer"), path, f"record {number}")
+        need(row, dict.fromkeys(("category", "question", "answer"), text), path, f"record {number}")
         picture = next((row[name] for name in ("image_path", "image", "question_id") if name in row), None)
         if not isinstance(picture, str):
             raise InputError(f'Record {number} of {path} lacks "image_path".')
@@ -199,7 +200,7 @@ def _with_prompts(examples: list[Example], questions: Path, source: Path) -> lis
     by_key = {example.key: example for example in examples}
     made, orphans = [], []
     for number, row in enumerate(content, start=1):
-        need(row, ("question_id", "text"), questions, f"row {number}")
+        need(row, {"question_id": identifier, "text": text}, questions, f"row {number}", LLAVA_ROW)
         category, _, picture = str(row["question_id"]).partition("/")
         key = make_key(category, picture, row["text"])
         example = by_key.get(key)

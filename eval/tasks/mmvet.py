@@ -9,6 +9,7 @@ from pathlib import Path
 from eval.answers import AnswerRecord, InputError, read_json_or_lines
 from eval.intervals import Figure
 from eval.questions import is_llava_file, need, required
+from eval.shapes import text
 from eval.task import Example, Judgement, Task, checked
 
 _STEP_BY_STEP = (
@@ -46,7 +47,7 @@ class MmVet(Task):
                 )
         elif isinstance(content, dict):
             for name, row in content.items():
-                need(row, ("question", "imagename"), source, f"question {name}")
+                need(row, {"question": text, "imagename": text}, source, f"question {name}")
                 alias = (name.removeprefix("v1_"),)
                 examples.append(Example(name, name, row["question"], row["imagename"], aliases=alias))
         else:

@@ -10,9 +10,11 @@ from eval.answers import AnswerRecord, InputError, read_json_or_lines
 from eval.intervals import Figure
 from eval.metrics.yes_no import binary_figures, mean_figures, read_exact, read_pope_llava
 from eval.questions import Question, is_llava_file, llava_questions, need, required
+from eval.shapes import identifier, maybe, text
 from eval.task import Example, Judgement, Task, checked
 
 CATEGORIES = ("random", "popular", "adversarial")
+_MAY = {"image": maybe(text), "question_id": identifier}
 _RULES = {"llava": "LLaVA's rule", "strict": "exact word (lmms-eval)"}
 
 
@@ -92,8 +94,8 @@ def _load_labels(source: Path) -> dict[str, list[dict[str, Any]]]:
                 f'{file} is no POPE label file: expected lines with "text", "image" and "label".'
             )
         for number, row in enumerate(rows, start=1):
-            need(row, ("text", "label"), file, f"line {number}")
-            if str(row["label"]).lower() not in ("yes", "no"):
+            need(row, {"text": text, "label": text}, file, f"line {number}", _MAY)
+            if row["label"].lower() not in ("yes", "no"):
                 raise InputError(f'Line {number} of {file}: the label must be "yes" or "no".')
         labels[category] = rows
     return {c: labels[c] for c in sorted(labels, key=_rank)}

@@ -12,9 +12,14 @@ from eval.answers import InputError, name_some, read_json_or_lines
 from eval.intervals import Figure, accuracy_figure
 from eval.metrics.choices import LETTERS, read_scienceqa
 from eval.questions import need, required
+from eval.shapes import count, each, fields, identifier, maybe, text
 from eval.task import OPTION_LETTER, Example, Judgement, Task, checked
 
 _SPLIT = "test"
+_PROBLEM = {"question": text, "choices": each(text, 1), "answer": count}
+_MAY = {"image": maybe(text), "subject": text, "hint": text}
+_ASKED = {"id": identifier, "conversations": each(fields(value=text), 2)}
+_MAY_SHOW = {"image": maybe(text)}
 
 
 class ScienceQa(Task):
@@ -106,7 +111,9 @@ def _load(path: Path) -> tuple[Any, list[str] | None]:
 
 
 def _from_problem(key: str, row: Any, path: Path) -> Example:
-    need(row, ("question", "choices", "answer"), path, f"problem {key}")
+    need(row, _PROBLEM, path, f"problem {key}", _MAY)
+    if not row["answer"] < len(row["choices"]) <= len(LETTERS):
+        raise InputError(f"Problem {key} of {path}: the answer {row['answer']} is none of its choices.")
     return Example(
         key=key,
         question_id=key,
@@ -121,28 +128,30 @@ def _from_problem(key: str, row: Any, path: Path) -> Example:
 
 def _from_llava(row: Any, number: int, path: Path) -> Example:
     """A row of `llava_test_CQM-A.json`: the question with its options, and the gold letter as the reply."""
-    need(row, ("id", "conversations"), path, f"question {number}")
-    text = row["conversations"][0]["value"].replace("<image>", "").strip()
+    need(row, _ASKED, path, f"question {number}", _MAY_SHOW)
+    asked = row["conversations"][0]["value"].replace("<image>", "").strip()
     starts: list[int] = []
     for letter in LETTERS:
         # Options are the last lines; the last mark of each letter is where it begins.
-        found = [mark.start() for mark in re.finditer(rf"^{letter}\. ", text, re.MULTILINE)]
+        found = [mark.start() for mark in re.finditer(rf"^{letter}\. ", asked, re.MULTILINE)]
         found = [start for start in found if not starts or start > starts[-1]]
         if not found:
             break
         starts.append(found[-1] if letter == "A" else found[0])
-    ends = [*starts[1:], len(text) + 1]
-    choices = tuple(text[start + 3 : end - 1] for start, end in zip(starts, ends, strict=True))
+    if not starts:
+        raise InputError(f'Question {row["id"]} of {path} has no options "A. …".')
+    ends = [*starts[1:], len(asked) + 1]
+    choices = tuple(asked[start + 3 : end - 1] for start, end in zip(starts, ends, strict=True))
     gold = row["conversations"][1]["value"]
     if gold not in LETTERS[: len(choices)]:
         raise InputError(f"Question {row['id']} of {path}: the reply {gold!r} is none of its letters.")
     return Example(
         key=str(row["id"]),
         question_id=row["id"],
-        question=text[: starts[0] - 1],
+        question=asked[: starts[0] - 1],
         image=row.get("image"),
         answers=(gold,),
         choices=choices,
-        llava_prompt=text + OPTION_LETTER,
+        llava_prompt=asked + OPTION_LETTER,
         facts={"hint": ""},
     )

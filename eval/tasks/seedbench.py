@@ -11,10 +11,16 @@ from pathlib import Path
 from eval.answers import InputError, read_json_or_lines
 from eval.intervals import Figure, accuracy_figure
 from eval.metrics.choices import read_first_letter
-from eval.questions import is_llava_file, llava_questions, need, required
+from eval.questions import is_llava_file, llava_questions, need, required, rows_of
+from eval.shapes import by_name, count, identifier, maybe, scalar, text
 from eval.task import OPTION_LETTER, Example, Judgement, Task, checked
 
 _LETTERS = "ABCD"
+_ROW = {"question_id": identifier, "question": text, "answer": text, "data_type": text}
+_MAY = {
+    "question_type_id": count,
+    **dict.fromkeys((f"choice_{letter.lower()}" for letter in _LETTERS), scalar),
+}
 _FIRST = "first letter (lmms-eval)"
 
 
@@ -32,12 +38,15 @@ class SeedBench(Task):
         content = read_json_or_lines(source)
         if not isinstance(content, dict) or "questions" not in content:
             raise InputError(f'{source} is no SEED-Bench file: expected {{"questions": […]}}.')
+        need(content, {}, source, "the whole", {"question_type": by_name(count)})
         names = {number: name for name, number in content.get("question_type", {}).items()}
         examples = []
-        for place, row in enumerate(content["questions"], start=1):
-            need(row, ("question_id", "question", "answer", "data_type"), source, f"question {place}")
+        for place, row in enumerate(rows_of(content, "questions", source), start=1):
+            need(row, _ROW, source, f"question {place}", _MAY)
             kind = row.get("question_type_id")
             video = row["data_type"] != "image"
+            if not video:
+                need(row, {}, source, f"question {place}", {"data_id": maybe(text)})
             examples.append(
                 Example(
                     key=str(row["question_id"]),
@@ -45,7 +54,7 @@ class SeedBench(Task):
                     question=row["question"],
                     image=None if video else row.get("data_id"),
                     answers=(row["answer"],),
-                    choices=tuple(row.get(f"choice_{letter.lower()}", "") for letter in _LETTERS),
+                    choices=tuple(str(row.get(f"choice_{letter.lower()}", "")) for letter in _LETTERS),
                     category=names.get(kind, str(kind)),
                     optional=video,
                     facts={"type": "video" if video else "image"},

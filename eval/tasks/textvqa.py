@@ -13,8 +13,11 @@ from eval.answers import AnswerRecord, InputError, name_some, read_json_or_lines
 from eval.intervals import Figure, accuracy_figure
 from eval.metrics.vqa import normalise_evalai, textvqa_accuracy
 from eval.questions import is_llava_file, need, required
+from eval.shapes import each, identifier, maybe, text
 from eval.task import SHORT_ANSWER, Example, Judgement, Task, checked
 
+_ROW = {"question_id": identifier, "image_id": identifier, "question": text}
+_MAY = {"answers": maybe(each(text)), "ocr_tokens": maybe(each(text))}
 _OCR_LINE = "Reference OCR token: "
 _FEW_SHOT = re.compile(r"Question: (.*?) Short answer:", re.DOTALL)
 
@@ -91,7 +94,7 @@ class TextVqa(Task):
 
 
 def _example(row: Any, number: int, path: Path) -> Example:
-    need(row, ("question_id", "image_id", "question"), path, f"question {number}")
+    need(row, _ROW, path, f"question {number}", _MAY)
     people = row.get("answers") or []
     if people and len(people) != 10:
         raise InputError(f"Question {row['question_id']} of {path} has {len(people)} answers and not 10.")
@@ -113,7 +116,7 @@ def _as_asked(
     by_alias = {example.aliases[0]: example for example in examples}
     made, orphans = [], []
     for number, row in enumerate(asked, start=1):
-        need(row, ("question_id", "text"), questions, f"row {number}")
+        need(row, {"question_id": identifier, "text": text}, questions, f"row {number}")
         example = by_alias.get(f"{row['question_id']}\n{question_in_prompt(row['text'])}")
         if example is None:
             orphans.append(row["question_id"])

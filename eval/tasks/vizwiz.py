@@ -13,8 +13,10 @@ from eval.answers import InputError, name_some, read_json_or_lines
 from eval.intervals import Figure, accuracy_figure
 from eval.metrics.vqa import leave_one_out, normalise_evalai, vizwiz_accuracy
 from eval.questions import bare_question, is_llava_file, need, required
+from eval.shapes import each, fields, identifier, maybe, scalar, text
 from eval.task import SHORT_ANSWER, Example, Judgement, Task, checked
 
+_MAY = {"answers": maybe(each(fields(answer=scalar))), "answer_type": text}
 _UNANSWERABLE = "\nWhen the provided information is insufficient, respond with 'Unanswerable'."
 _NUMBERED = re.compile(r"VizWiz_\w+_(\d{8})\.jpg")
 _BOTH = "VQA normalisation of both sides (lmms-eval)"
@@ -38,7 +40,7 @@ class VizWiz(Task):
             return checked([_from_llava(row, {}, source) for row in content], images, source)
         rows: dict[str, Any] = {}
         for number, row in enumerate(content, start=1):
-            need(row, ("image", "question"), source, f"question {number}")
+            need(row, {"image": text, "question": text}, source, f"question {number}", _MAY)
             if row["image"] in rows:
                 raise InputError(f"{source} asks about {row['image']} twice.")
             rows[row["image"]] = row
@@ -105,7 +107,7 @@ def _example(row: dict[str, Any]) -> Example:
 
 
 def _from_llava(asked: dict[str, Any], row: dict[str, Any], path: Path) -> Example:
-    need(asked, ("question_id", "image", "text"), path, "a row")
+    need(asked, {"question_id": identifier, "image": text, "text": text}, path, "a row")
     question = row.get("question", bare_question(asked["text"]).removesuffix(_UNANSWERABLE))
     base = _example({**row, "image": asked["image"], "question": question})
     return replace(

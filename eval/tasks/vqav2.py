@@ -10,8 +10,12 @@ from typing import Any
 from eval.answers import InputError, name_some, read_json_or_lines
 from eval.intervals import Figure, accuracy_figure
 from eval.metrics.vqa import normalise_evalai, vqa_accuracy
-from eval.questions import Question, coco_picture, load_vqa_questions, need, required
+from eval.questions import Question, coco_picture, load_vqa_questions, need, required, rows_of
+from eval.shapes import each, fields, identifier, maybe, scalar, text
 from eval.task import Example, Judgement, Task, checked
+
+_PEOPLE = each(fields({"answer_id": maybe(identifier)}, answer=scalar))
+_MAY = {"answer_type": text, "question_type": text, "image_id": maybe(identifier)}
 
 
 class VqaV2(Task):
@@ -91,7 +95,7 @@ class VqaV2(Task):
 
 def _annotated(content: dict[str, Any]) -> list[Question]:
     """The questions that an annotation file knows by number only."""
-    subset = content.get("data_subtype", "")
+    subset = str(content.get("data_subtype", ""))
     rows = [row for row in content["annotations"] if isinstance(row, dict) and "question_id" in row]
     return [Question(row["question_id"], "", coco_picture(row.get("image_id"), subset)) for row in rows]
 
@@ -104,8 +108,8 @@ def _load_annotations(path: Path, subset: str | None, questions: Path) -> dict[i
     if subset is not None and own is not None and subset != own:
         raise InputError(f"{questions} holds the questions of {subset}, and {path} the answers of {own}.")
     made: dict[int | str, dict[str, Any]] = {}
-    for number, row in enumerate(content["annotations"], start=1):
-        need(row, ("question_id", "answers"), path, f"annotation {number}")
+    for number, row in enumerate(rows_of(content, "annotations", path), start=1):
+        need(row, {"question_id": identifier, "answers": _PEOPLE}, path, f"annotation {number}", _MAY)
         if not row["answers"]:
             raise InputError(f"Annotation {number} of {path} has no answers.")
         if row["question_id"] in made:

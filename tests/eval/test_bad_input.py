@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -288,6 +289,46 @@ def test_missing_pictures(case: Case, tmp_path: Path, capsys: Any) -> None:
     assert names[0] in error
     (images / names[0]).write_bytes(b"")
     assert case.run(tmp_path, case.answers, "--images", str(images))[0] == 0
+
+
+def fields_of(value: Any, before: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Every place within JSON values; of a list, the first one."""
+    keys: list[Any] = (
+        list(value) if isinstance(value, dict) else [0] if isinstance(value, list) and value else []
+    )
+    inner = [place for key in keys for place in fields_of(value[key], (*before, key))]
+    return [before, *inner] if before else inner
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name not in ("mmbench", "daquar")])
+def test_whatever_is_damaged_in_a_benchmarks_files_is_no_traceback(
+    name: str, tmp_path: Path, capsys: Any
+) -> None:
+    """Each field gone, or of another kind."""
+    case = CASES[name](tmp_path)
+    refused = 0
+    for path in case.files.values():
+        file = path if path.is_file() else next(path.iterdir())
+        text = file.read_text()
+        in_lines = file.parent.name == "pope"
+        content = [json.loads(line) for line in text.splitlines()] if in_lines else json.loads(text)
+        for place in fields_of(content):
+            values: tuple[Any, ...] = ("gone", None, 5, [], {"a": 1})
+            for new in values:
+                made = inner = copy.deepcopy(content)
+                for key in place[:-1]:
+                    inner = inner[key]
+                if new == "gone":
+                    del inner[place[-1]]
+                else:
+                    inner[place[-1]] = new
+                lines(file, made) if in_lines else document(file, made)
+                status = case.run(tmp_path, case.answers)[0]
+                error = capsys.readouterr().err
+                assert (status, error.count("\n")) in ((0, 0), (2, 1)), (place, new)
+                refused += status == 2
+        file.write_text(text)
+    assert refused > 5
 
 
 TWICE = {

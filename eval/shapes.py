@@ -42,6 +42,18 @@ def text(value: Any, place: str) -> None:
         raise _misfit(place, "text", value)
 
 
+def scalar(value: Any, place: str) -> None:
+    """A string or a number."""
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise _misfit(place, "text or a number", value)
+
+
+def identifier(value: Any, place: str) -> None:
+    """A string or a whole number."""
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise _misfit(place, "text or a whole number", value)
+
+
 def flag(value: Any, place: str) -> None:
     """True or false."""
     if not isinstance(value, bool):
