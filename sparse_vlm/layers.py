@@ -26,6 +26,19 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Scaled dot-product attention, (B, K, N, D) each.
+
+    Gradients in bf16 on a CPU go through fp32: PyTorch's own bf16 backward pass takes two to three times as
+    long there for 49 tokens (``python -m eval.bench parts`` times it within a step).
+    """
+    if query.device.type == "cpu" and query.dtype == torch.bfloat16 and query.requires_grad:
+        with torch.autocast("cpu", enabled=False):  # which would cast it back
+            mixed = F.scaled_dot_product_attention(query.float(), key.float(), value.float())
+        return mixed.to(query.dtype)
+    return F.scaled_dot_product_attention(query, key, value)
+
+
 class Attention(nn.Module):
     """Multi-head self-attention over tokens.
 
@@ -46,7 +59,7 @@ class Attention(nn.Module):
         batch, count, width = tokens.shape
         qkv = self.qkv(tokens).reshape(batch, count, 3, self.heads, width // self.heads)  # (B, N, 3, K, D/K)
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (B, K, N, D/K)
-        mixed = F.scaled_dot_product_attention(query, key, value)
+        mixed = attend(query, key, value)
         return self.proj(mixed.transpose(1, 2).reshape(batch, count, width))  # (B, N, D)
 
 
