@@ -68,7 +68,7 @@ bench: $(STAMP)  ## measure speed on the CPU, in minutes: ratios in turn, record
 	$(BENCH) answer --rounds 3
 
 bench-gpu: $(STAMP)  ## the same on a GPU, with every ViT and large batches
-	$(BENCH) encoder --device cuda --dtype bf16 $(BENCH_OFFICIAL) --preset sparseformer_btsp_openai_clip_large \
+	$(BENCH) encoder --compile --device cuda --dtype bf16 $(BENCH_OFFICIAL) --preset sparseformer_btsp_openai_clip_large \
 		--rival open_clip:ViT-L-14-336 --rival transformers:ViT-L-14-336 --rival open_clip:ViT-L-14 \
 		--rival open_clip:ViT-B-16 --batch 1 16 64 256
 	$(BENCH) parts --device cuda --dtype bf16 --preset sparseformer_btsp_openai_clip_large --batch 1 256

@@ -18,7 +18,8 @@ from sparse_vlm import SparseFormer
 from sparse_vlm.packed import pack_linears
 
 MATRIX = "matrix product"
-_TOLERANCE = 1e-5
+# Largest difference of the outputs that is rounding, in fractions of the largest output.
+_TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 4e-3}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,6 +30,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--rival", action="append", default=[], help="LIBRARY:VIT, for instance open_clip:ViT-L-14-336"
     )
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8], help="pictures at once")
+    parser.add_argument(
+        "--compile",
+        action="store_true",
+        help="ours compiled too (on a CPU with frozen weights): needs a C++ compiler and some minutes",
+    )
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
@@ -73,19 +79,46 @@ def _build(options: argparse.Namespace, ours: SparseFormer) -> tuple[list[Candid
         candidates.append(Candidate(name, module, size, gmacs))
         if module is ours:
             candidates += [
-                Candidate(f"ours, {word}", look, size, gmacs) for word, look in _variants(ours, device)
+                Candidate(f"ours, {word}", look, size, gmacs) for word, look in _variants(ours, options)
             ]
     return candidates, difference
 
 
-def _variants(ours: SparseFormer, device: str) -> list[tuple[str, Callable[[Tensor], Any]]]:
-    """The other ways to run our encoder on this device."""
-    if device.startswith("cuda"):
+def _variants(ours: SparseFormer, options: argparse.Namespace) -> list[tuple[str, Callable[[Tensor], Any]]]:
+    """The other ways to run our encoder on this device, each held to the plain one.
+
+    Raises:
+        InputError: If one of them says something else.
+    """
+    variants: dict[str, Callable[[Tensor], Any]] = {}
+    if options.device.startswith("cuda"):
         from sparse_vlm.graphs import GraphedEncoder
 
-        return [("graph", GraphedEncoder(ours)), ("compiled", torch.compile(ours, fullgraph=True))]
-    packed = copy.deepcopy(ours)
-    return [("packed", packed)] if ours.dtype == torch.float32 and pack_linears(packed) else []
+        variants["graph"] = GraphedEncoder(ours)
+        if options.compile:
+            variants["compiled"] = torch.compile(ours, fullgraph=True, dynamic=False)
+    else:
+        packed = copy.deepcopy(ours)
+        if ours.dtype == torch.float32 and pack_linears(packed):
+            variants["packed"] = packed
+        if options.compile:
+            variants["compiled"] = _freeze(ours)
+        if ours.dtype == torch.float32 and torch.ops.mkldnn._is_mkldnn_bf16_supported():
+            half = copy.deepcopy(ours).bfloat16()
+            variants["bf16"] = half
+            if options.compile:
+                variants["bf16 compiled"] = _freeze(half)
+    for name, look in variants.items():
+        difference = _difference(ours, look)
+        tolerance = _TOLERANCE[torch.bfloat16 if name.startswith("bf16") else ours.dtype]
+        if not difference < tolerance:
+            raise InputError(f"Ours, {name}, differs from ours by {difference:.1e}: nothing to compare.")
+    return list(variants.items())
+
+
+def _freeze(encoder: SparseFormer) -> Callable[[Tensor], Any]:
+    """The encoder compiled for a CPU, its weights constants that the compiler lays out as it likes."""
+    return torch.compile(encoder, fullgraph=True, dynamic=False, options={"freezing": True})
 
 
 def _compare(ours: SparseFormer, official: nn.Module) -> float:
@@ -94,13 +127,20 @@ def _compare(ours: SparseFormer, official: nn.Module) -> float:
     Raises:
         InputError: If it is not rounding.
     """
-    pictures = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
-    with torch.inference_mode():
-        mine, theirs = ours(pictures).pooled, official(pictures)
-    difference = float((mine - theirs).abs().max() / theirs.abs().max())
-    if not difference < _TOLERANCE:
+    difference = _difference(ours, official)
+    if not difference < _TOLERANCE[torch.float32]:
         raise InputError(f"Our output differs from the official one by {difference:.1e}: nothing to compare.")
     return difference
+
+
+def _difference(ours: SparseFormer, other: Callable[[Tensor], Any]) -> float:
+    """Largest difference of the pooled outputs for one picture, in fractions of the largest."""
+    pictures = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    pictures = pictures.to(ours.device, ours.dtype)
+    with torch.inference_mode():
+        mine, theirs = ours(pictures).pooled, other(pictures)
+        theirs = getattr(theirs, "pooled", theirs)
+        return float((mine - theirs).abs().max() / theirs.abs().max())
 
 
 def _work(candidate: Candidate, batch: int, device: str, dtype: torch.dtype) -> Callable[[], Any]:

@@ -58,7 +58,9 @@ def _wrap_build(original: Any) -> Any:
         if directory is None:
             return original(vision_tower_cfg, **kwargs)
         check_fingerprint(directory, vision_tower_cfg)
-        check_width(directory, getattr(vision_tower_cfg, "mm_hidden_size", None), "this checkpoint's projector")
+        check_width(
+            directory, getattr(vision_tower_cfg, "mm_hidden_size", None), "this checkpoint's projector"
+        )
         from llm_integration.tower import SparseFormerVisionTower
 
         return SparseFormerVisionTower(directory, args=vision_tower_cfg, **kwargs)

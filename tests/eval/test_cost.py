@@ -107,7 +107,8 @@ def test_a_cache_is_as_large_as_its_formula_says() -> None:
         text = subject.model.config.text_config
         found = made[subject.name]
         assert found.cache_bytes == 2 * cache_bytes(text, subject.tokens + 5, 4)
-        assert found.see.median > 0 and found.first_token.median > 0  # clocks of a busy machine: no order
+        assert found.see.median > 0  # clocks of a busy machine: no order between them
+        assert found.first_token.median > 0
         assert found.decode.rounds == 2
         weights = 4 * sum(parameter.numel() for parameter in subject.model.parameters())
         assert weights + found.cache_bytes < found.peak_bytes < weights + 1e9

@@ -239,7 +239,9 @@ def test_a_projector_of_another_width_is_refused(llava: Path, encoder: Path, tmp
             if width == SMALL.width:
                 model.initialize_vision_modules(values)
                 continue
-            with pytest.raises(ValueError, match=r"mm_projector\.bin takes visual tokens of width 24.*width 16"):
+            with pytest.raises(
+                ValueError, match=r"mm_projector\.bin takes visual tokens of width 24.*width 16"
+            ):
                 model.initialize_vision_modules(values)
 
 
