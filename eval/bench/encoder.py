@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from eval.answers import InputError
 from eval.bench.rivals import Candidate, build_official, build_ours, build_vit, count_gmacs
-from eval.bench.turns import Laps, format_spread, matrix_product, ratio, table, take_turns
+from eval.bench.turns import Laps, format_spread, has_bf16, matrix_product, ratio, table, take_turns
 from sparse_vlm import SparseFormer
 from sparse_vlm.packed import pack_linears
 
@@ -103,7 +103,7 @@ def _variants(ours: SparseFormer, options: argparse.Namespace) -> list[tuple[str
             variants["packed"] = packed
         if options.compile:
             variants["compiled"] = _freeze(ours)
-        if ours.dtype == torch.float32 and torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        if ours.dtype == torch.float32 and has_bf16(options.device):
             half = copy.deepcopy(ours).bfloat16()
             variants["bf16"] = half
             if options.compile:

@@ -67,6 +67,11 @@ def ratio(slow: Laps, fast: Laps, clock: str) -> Timing:
     return summarise([above / below for above, below in pairs])
 
 
+def has_bf16(device: str) -> bool:
+    """Whether this CPU multiplies matrices in bf16; other devices are asked by their own flags."""
+    return not device.startswith("cuda") and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
 def matrix_product(device: str, dtype: torch.dtype) -> tuple[Callable[[], Any], float]:
     """A large square matrix product to measure the processor by.
 

@@ -80,11 +80,14 @@ def test_training_steps_are_compared(tmp_path: Path, monkeypatch: pytest.MonkeyP
     config.image_size = 224
     tower = TowerShape("vit_b_16", "tiny", 224, 49, config, -2, True)
     monkeypatch.setattr(training, "list_towers", lambda: {"vit_b_16": tower})
+    monkeypatch.setattr(training, "has_bf16", lambda device: True)
     record = _run(tmp_path, "training", "--batch", "2", "--jpeg", "64x48")
     steps = record["steps"]
-    assert list(steps) == [training.PLAIN, training.WARMUP, training.LIVE, training.STORED]
+    ours = [training.WARMUP, training.LIVE, training.STORED]
+    assert list(steps) == [training.PLAIN, *ours, *(name + training.HALF for name in ours)]
     assert steps[training.PLAIN]["cpu"]["times_faster"]["median"] == 1
     assert record["whole_run"]["wall"] > 0
+    assert record["whole_run_bf16"]["wall"] > 0
 
 
 def test_estimate_is_what_its_assumptions_give(tmp_path: Path) -> None:
