@@ -36,7 +36,7 @@ class SkippedPictures:
         return sum(self.reasons.values())
 
     def add_seen(self, count: int) -> None:
-        """Counts pictures that were tried, good and bad."""
+        """Counts pictures that were tried, good and bad, each as often as it was tried."""
         self.seen += count
 
     def add(self, name: str, reason: str, detail: str = "") -> None:
@@ -69,7 +69,7 @@ class SkippedPictures:
     def summary(self) -> str:
         """One sentence: how many of how many, why, and the first names."""
         if not self.total:
-            return f"{self.source}: all {self.seen} pictures could be decoded"
+            return f"{self.source}: nothing skipped, {self.seen} times a picture was read"
         reasons = ", ".join(f"{count} {reason}" for reason, count in self.reasons.most_common())
         first = ", ".join(list(self.names)[:3])
         return f"{self.source}: {self.total} of {self.seen} pictures skipped ({reasons}), such as {first}"
