@@ -25,6 +25,7 @@ from .cost import count_gmacs, measure_speed
 from .evaluate import HeldOut
 from .memory import keep_freed_memory
 from .report import build_report
+from .scenes.__main__ import SUMMARY
 from .scenes.__main__ import main as write_scenes
 from .teacher import Teacher, load_teacher
 from .train import bootstrap
@@ -77,8 +78,14 @@ def _write_scenes(config: BootstrapConfig, train: int, heldout: int) -> None:
     """Write the scenes that the settings read, unless just these are there already."""
     if not isinstance(config.data.source, str):
         raise ValueError("quickstart writes one folder of scenes: data.source must be a single place")
-    folder = Path(config.data.source).parents[1]
-    summary = folder / "scenes.json"
+    place = Path(config.data.source)
+    if place.parts[-2:] != ("train", "images") or len(place.parts) < 3:
+        raise ValueError(
+            f"quickstart trains on scenes that it writes itself: data.source must be FOLDER/train/images, got "
+            f"{config.data.source}; python -m bootstrap.train trains on pictures of your own"
+        )
+    folder = place.parents[1]
+    summary = folder / SUMMARY
     if summary.is_file():
         found = json.loads(summary.read_text(encoding="utf-8"))
         if all(

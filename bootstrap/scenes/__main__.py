@@ -16,6 +16,10 @@ from bootstrap.scenes.vocabulary import CLASS_NAMES, HELDOUT_PAIRS, SPLITS
 from bootstrap.scenes.write import write_split
 from sparse_vlm.atomic import atomic_directory
 
+SUMMARY = "scenes.json"
+# What a directory of scenes holds; one that holds anything else is never replaced.
+OWNED = (*SPLITS, SUMMARY)
+
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line of the generator."""
@@ -35,7 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--questions", type=int, help="questions a scene at most (default: one of every kind)"
     )
     parser.add_argument("--shard-size", type=int, default=0, help="also write webdataset tars of so many")
-    parser.add_argument("--replace", action="store_true", help="replace OUT where it exists")
+    parser.add_argument("--replace", action="store_true", help="replace the scenes in OUT")
     return parser
 
 
@@ -56,10 +60,16 @@ def main(arguments: list[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 1
+    if given.out.is_dir() and any(given.out.iterdir()) and not (given.out / SUMMARY).is_file():
+        print(
+            f"error: {given.out} holds other things than scenes (it has no {SUMMARY}); choose another --out",
+            file=sys.stderr,
+        )
+        return 1
     summary: dict[str, object] = {"seed": given.seed, "size": given.size}
     try:
         with (
-            atomic_directory(given.out) as folder,
+            atomic_directory(given.out, owned=OWNED) as folder,
             tqdm(total=sum(counts.values()), unit="picture", disable=None) as bar,
         ):
             for split, count in counts.items():
@@ -77,7 +87,7 @@ def main(arguments: list[str] | None = None) -> int:
                     summary[split] = counted
             summary["heldout_classes"] = sorted(f"{color} {shape}" for shape, color in HELDOUT_PAIRS)
             summary["classes"] = CLASS_NAMES
-            (folder / "scenes.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+            (folder / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     except OSError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -59,6 +59,19 @@ def test_quickstart_ends_with_a_table_and_a_page(
     assert "Provenance" in (tmp_path / "page.html").read_text()
 
 
+@pytest.mark.parametrize("source", ["mine", "mine/images", "train/images"])
+def test_pictures_of_ones_own_are_not_written_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str
+) -> None:
+    (tmp_path / source).mkdir(parents=True)
+    (tmp_path / source / "photograph.jpg").write_text("mine")
+    monkeypatch.chdir(tmp_path)
+    config = str(ROOT / "configs" / "bootstrap" / "quickstart.yaml")
+    with pytest.raises(SystemExit, match=r"FOLDER/train/images"):
+        quickstart.main(["--config", config, f"data.source={source}"])
+    assert (tmp_path / source / "photograph.jpg").read_text() == "mine"
+
+
 def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "bootstrap.report", str(tmp_path)],

@@ -74,6 +74,19 @@ def test_an_existing_folder_is_kept_unless_told(tmp_path: Path, capsys: pytest.C
     assert not (tmp_path / "a" / "heldout").exists()
 
 
+@pytest.mark.parametrize("beside", ["scenes.json", "photograph.jpg"])
+def test_replacing_never_deletes_what_is_not_scenes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], beside: str
+):
+    (tmp_path / "train").mkdir()
+    for name in ("photograph.jpg", beside):
+        (tmp_path / name).write_text("mine")
+    before = contents(tmp_path)
+    assert main(["--out", str(tmp_path), "--train", "1", "--replace"]) == 1
+    assert "other" in capsys.readouterr().err
+    assert contents(tmp_path) == before
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
