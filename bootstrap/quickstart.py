@@ -81,7 +81,7 @@ def _write_scenes(config: BootstrapConfig, train: int, heldout: int) -> None:
     place = Path(config.data.source)
     if place.parts[-2:] != ("train", "images") or len(place.parts) < 3:
         raise ValueError(
-            f"quickstart trains on scenes that it writes itself: data.source must be FOLDER/train/images, got "
+            "quickstart trains on scenes that it writes itself: data.source must be FOLDER/train/images, got "
             f"{config.data.source}; python -m bootstrap.train trains on pictures of your own"
         )
     folder = place.parents[1]
