@@ -58,6 +58,12 @@ class StudentSettings:
     activation_checkpointing: bool = False
     compile: bool = False
 
+    def __post_init__(self) -> None:
+        if self.start_from is not None and self.architecture:
+            raise ValueError(
+                "start_from brings its own architecture: leave architecture out, or start from the teacher"
+            )
+
 
 @dataclass(frozen=True)
 class ObjectiveSettings:

@@ -223,6 +223,8 @@ def read_deepspeed(config: BootstrapConfig) -> dict[str, Any]:
             f"{path}: ZeRO stage {stage} would take the student apart; a SparseFormer fits on every "
             "card, use stage 2 or less"
         )
+    if settings.get("fp16", {}).get("enabled"):
+        raise ValueError(f"{path} enables fp16, which is no precision of this training: use bf16 or fp32")
     if settings.get("bf16", {}).get("enabled") and config.precision != "bf16":
         raise ValueError(f"{path} enables bf16, but precision is {config.precision}: make them agree")
     ours: Mapping[str, Any] = {

@@ -71,6 +71,7 @@ def _deepspeed_config(write_run: Write, tmp_path: Path, values: object, **change
         ({"optimizer": {"type": "Adam"}}, "leave 'optimizer' out"),
         ({"zero_optimization": {"stage": 3}}, "use stage 2 or less"),
         ({"bf16": {"enabled": True}}, "but precision is fp32"),
+        ({"fp16": {"enabled": True}}, "use bf16 or fp32"),
         ({"train_micro_batch_size_per_gpu": 7}, "contradicts the run's 4"),
     ],
 )
