@@ -53,7 +53,7 @@ def run_loop(run: Run) -> None:
     """Train from ``run.step`` to the last step.
 
     Raises:
-        FloatingPointError: if the loss is no longer a number; nothing is written after that.
+        FloatingPointError: if loss or gradients are no longer numbers; nothing is written after that.
     """
     config, engine = run.config, run.engine
     warmup = round(config.objective.warmup * config.steps)
@@ -84,18 +84,17 @@ def run_loop(run: Run) -> None:
         done = step + 1
         pictures = config.batch_size * config.accumulate * engine.world_size
         run.log.advance(pictures)
-        if done % config.log_every == 0 or done == config.steps:
+        logs = done % config.log_every == 0 or done == config.steps
+        saves = config.save_every > 0 and done % config.save_every == 0
+        if logs or saves:
             # The one place where the loop waits for the device.
             figures = {name: float(value) for name, value in totals.items()}
-            if not math.isfinite(figures["loss"]):
-                raise FloatingPointError(
-                    f"the loss is {figures['loss']} at step {done} ({_worst(figures)}): lower optimiser.lr "
-                    "or optimiser.clip_norm and start anew; the last checkpoint is from before this step"
-                )
-            figures["lr"] = run.optimiser.param_groups[0]["lr"]
-            figures["waited_for_data_s"] = waited
-            run.log.write(done, figures)
-            waited = 0.0
+            _check_finite(figures, done, engine)  # before a checkpoint too, which would keep what is broken
+            if logs:
+                figures["lr"] = run.optimiser.param_groups[0]["lr"]
+                figures["waited_for_data_s"] = waited
+                run.log.write(done, figures)
+                waited = 0.0
         run.every(done)
 
 
@@ -112,5 +111,15 @@ def _next(batches: Iterator[PictureBatch]) -> tuple[PictureBatch, float]:
     return next(batches), time.perf_counter() - started
 
 
-def _worst(figures: dict[str, float]) -> str:
-    return ", ".join(f"{name} {value:.3g}" for name, value in figures.items() if not math.isfinite(value))
+def _check_finite(figures: dict[str, float], done: int, engine: TorchEngine) -> None:
+    # A gradient that is no number spoils the weights one step before the loss shows it. DeepSpeed's engine
+    # does not always have a norm to tell.
+    for name in ("loss", "gradient_norm") if engine.keeps_optimiser else ("loss",):
+        if not math.isfinite(figures[name]):
+            broken = {key: value for key, value in figures.items() if not math.isfinite(value)}
+            listed = ", ".join(f"{key} {value:.3g}" for key, value in broken.items())
+            raise FloatingPointError(
+                f"the {name.replace('_', ' ')} is {figures[name]} at step {done} ({listed}): lower "
+                "optimiser.lr or optimiser.clip_norm and start anew; the last checkpoint is from before this "
+                "step"
+            )

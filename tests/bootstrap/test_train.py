@@ -156,9 +156,11 @@ def test_bf16_and_checkpointing_run(write_run: Write) -> None:
     assert load_encoder(directory).dtype == torch.float32
 
 
-def test_nan_loss_stops_before_anything_is_spoiled(write_run: Write, tmp_path: Path) -> None:
-    path = write_run(steps=30, save_every=1, optimiser={"lr": 1e30, "cortex_lr": 1e30, "warmup_steps": 0})
-    with pytest.raises(FloatingPointError, match=r"the loss is .* at step"):
+@pytest.mark.parametrize("log_every", [1, 30])
+def test_nan_loss_stops_before_anything_is_spoiled(write_run: Write, tmp_path: Path, log_every: int) -> None:
+    optimiser = {"lr": 1e30, "cortex_lr": 1e30, "warmup_steps": 0}
+    path = write_run(steps=30, save_every=1, log_every=log_every, optimiser=optimiser)
+    with pytest.raises(FloatingPointError, match=r"the (loss|gradient norm) is .* at step"):
         bootstrap(read_config(path))
     assert not (tmp_path / "run" / "encoder").exists()
     for checkpoint in list_checkpoints(tmp_path / "run" / "checkpoints"):
@@ -180,6 +182,7 @@ def test_nan_loss_stops_before_anything_is_spoiled(write_run: Write, tmp_path: P
         ({"student": {"architecture": {"widht": 3}}}, "did you mean 'width'"),
         ({"student": {"architecture": {"width": 48}}}, "the ViT is 32 wide"),
         ({"student": {"drop": 3}}, "no block to inherit"),
+        ({"student": {"start_from": "x", "architecture": {"depth": 2}}}, "leave architecture out"),
         ({"heldout": {"truth": "index_prefix"}}, "name their source"),
     ],
 )
