@@ -11,6 +11,8 @@ from typing import Any
 from PIL import Image
 from tqdm import tqdm
 
+from sparse_vlm.atomic import write_atomic
+
 _SHORT = {
     "handover": "hand", "tokens": "tok", "pooled": "pool", "pooled_cosine": "cos", "relations": "rel",
 }  # fmt: skip
@@ -90,7 +92,7 @@ class RunLog:
         if not self.path.is_file():
             return
         kept = [line for line in read_log(self.path) if line["step"] <= step]
-        self.path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        write_atomic(self.path, "".join(json.dumps(line) + "\n" for line in kept))
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import yaml
 
+from sparse_vlm.atomic import write_atomic
 from sparse_vlm.checkpoint import build_encoder, load_encoder
 from sparse_vlm.encoder import SparseFormer
 from sparse_vlm.fingerprint import hash_tower
@@ -75,6 +76,7 @@ class _Bootstrap:
 
     def __init__(self, config: BootstrapConfig, out: Path, engine: TorchEngine) -> None:
         self.config, self.out, self.engine = config, out, engine
+        self.commit = describe_commit()  # of the code that runs: the checkout may move on meanwhile
         self.checkpoints = out / "checkpoints"
         torch.manual_seed(config.seed)
         dtype = torch.bfloat16 if config.teacher.precision == "bf16" else torch.float32
@@ -164,9 +166,7 @@ class _Bootstrap:
         encoder = build_encoder(architecture, spec.transform)
         report = inherit_teacher(encoder, self.teacher, self.plan, cls_state)
         if self.engine.is_main:
-            (self.out / "inheritance.txt").write_text(
-                report.table(every_tensor=True) + "\n", encoding="utf-8"
-            )
+            write_atomic(self.out / "inheritance.txt", report.table(every_tensor=True) + "\n")
             print(report, file=sys.stderr)
         return encoder
 
@@ -219,9 +219,7 @@ class _Bootstrap:
                 for count in self.config.heldout.tokens
             }
             picture = draw_focus(self.encoder, self.heldout.picture(self.config.figure))
-        folder = self.out / "figures"
-        folder.mkdir(exist_ok=True)
-        picture.save(folder / f"rois_{step:08d}.png")
+        write_atomic(self.out / "figures" / f"rois_{step:08d}.png", picture.save)
         self.log.write(step, figures, kind="heldout")
         for count, scores in by_tokens.items():
             self.log.write(step, scores, kind=f"heldout_{count}_tokens")
@@ -264,7 +262,7 @@ class _Bootstrap:
             "device": describe_device(engine.device),
             "processes": engine.world_size,
             "seed": config.seed,
-            "commit": describe_commit(),
+            "commit": self.commit,
             "packages": describe_versions(),
             "figures": figures,
             "config": settings_to_dict(config),
@@ -287,8 +285,6 @@ def _claim(out: Path, config: BootstrapConfig) -> None:
     elif out.is_dir() and any(out.iterdir()):
         raise ValueError(f"{out} is not empty and holds no run: name another directory with out=…")
     out.mkdir(parents=True, exist_ok=True)
-    from sparse_vlm.atomic import write_atomic
-
     write_atomic(path, yaml.safe_dump(ours, sort_keys=False))
 
 
