@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 from bootstrap.data.concat import ConcatSource
@@ -20,22 +21,33 @@ def open_source(config: DataConfig) -> AnySource:
 
     Raises:
         FileNotFoundError: there is nothing at that place.
-        ValueError: there are no pictures in it.
+        ValueError: there are no pictures in it, or `data.split` or `data.column` is given and it is no
+            Hugging Face dataset.
     """
+    places = config.source if isinstance(config.source, tuple) else (config.source,)
+    kinds = [config.kind if config.kind != "auto" else guess_kind(place) for place in places]
+    for option in ("split", "column"):
+        if getattr(config, option) is not None and "hf" not in kinds:
+            raise ValueError(
+                f"data.{option} is for Hugging Face datasets, and {config.source!r} is none: leave it out"
+            )
     if isinstance(config.source, tuple):
-        return _open_several(config, config.source)
-    kind = config.kind if config.kind != "auto" else guess_kind(config.source)
-    if kind == "folder":
+        return _open_several(config, config.source, kinds)
+    if kinds[0] == "folder":
         return FolderSource(config.source)
-    if kind == "tars":
+    if kinds[0] == "tars":
         return open_tars(config.source)
     from bootstrap.data.hf import HfSource
 
     return HfSource(config.source, split=config.split, column=config.column)
 
 
-def _open_several(config: DataConfig, places: tuple[str, ...]) -> AnySource:
-    sources = [open_source(dataclasses.replace(config, source=place)) for place in places]
+def _open_several(config: DataConfig, places: tuple[str, ...], kinds: Sequence[str]) -> AnySource:
+    sources = []
+    for place, kind in zip(places, kinds, strict=True):
+        options = (config.split, config.column) if kind == "hf" else (None, None)
+        one = dataclasses.replace(config, source=place, split=options[0], column=options[1])
+        sources.append(open_source(one))
     streamed = [source.title for source in sources if not isinstance(source, PictureSource)]
     if streamed:
         raise ValueError(

@@ -13,6 +13,7 @@ import io
 import logging
 import os
 import tarfile
+import zipfile
 from collections import OrderedDict
 from pathlib import Path
 
@@ -195,7 +196,7 @@ def _load_or_build_index(shard: str) -> TarIndex:
             if bytes(arrays["stamp"]).decode() == stamp:
                 names = bytes(arrays["names"]).decode("utf-8", "surrogateescape")
                 return TarIndex(names.split("\0") if names else [], arrays["offsets"], arrays["sizes"])
-    except (OSError, ValueError, KeyError, EOFError):
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         pass  # not there yet, or damaged: it is built anew
     index = build_index(shard)
     buffer = io.BytesIO()

@@ -162,6 +162,9 @@ def test_tar_index_is_remembered_until_the_tar_changes(shards: Path, monkeypatch
     for remembered in index_folder().iterdir():
         remembered.write_bytes(b"garbage")
     assert len(open_tars(str(shards))) == 9  # type: ignore[arg-type]
+    for remembered in index_folder().iterdir():
+        remembered.write_bytes(remembered.read_bytes()[:-40])
+    assert len(open_tars(str(shards))) == 9  # type: ignore[arg-type]
 
 
 def test_damaged_tar_is_used_up_to_the_damage(shards: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -320,6 +323,15 @@ def test_hold_out_splits_disjointly(shards: Path) -> None:
     assert hold_out(source, 3, seed=5)[1].chosen.tolist() == held.chosen.tolist()
     with pytest.raises(ValueError, match="has 12 pictures: cannot hold out 12"):
         hold_out(source, 12)
+
+
+@pytest.mark.parametrize("option", ["split", "column"])
+def test_options_of_hugging_face_datasets_are_refused_elsewhere(
+    folder: Path, shards: Path, option: str
+) -> None:
+    for source in (str(folder), str(shards), (str(folder), str(shards))):
+        with pytest.raises(ValueError, match=f"data.{option} is for Hugging Face datasets"):
+            open_source(DataConfig(source, **{option: "x"}))
 
 
 def test_several_places_are_one_source(folder: Path, shards: Path) -> None:
