@@ -1,1 +1,1 @@
-"""bootstrap"""
+"""Makes encoders: frozen teacher, pictures, objectives, the training loop. Runs from a checkout."""

@@ -1,1 +1,1 @@
-"""eval"""
+"""Scores encoders and language models: benchmarks, zero-shot, cost, reports. Runs from a checkout."""
