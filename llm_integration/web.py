@@ -246,6 +246,7 @@ def build_server(app: Any, port: int = 7860) -> tuple[Any, socket.socket]:
     place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         place.bind((HOST, port))
+        place.listen()  # who asks before the server has started waits, instead of being refused
     except (OSError, OverflowError) as error:
         place.close()
         raise ValueError(f"port {port} of {HOST} cannot be used ({error}); name another") from None
