@@ -52,12 +52,13 @@ class ChatDataset(Dataset[dict[str, Any]]):
         self.encoder = encoder
         self.image_processor = image_processor
         self.max_bad_records = max_bad_records
-        self._bad: set[int] = set()
+        count = len(source) if limit is None else min(limit, len(source))
+        # Shared with the loader's workers, which are new in every epoch: a record is bad once.
+        self._bad = multiprocessing.Array("b", count)
         self._count = multiprocessing.Value("i", 0)
         self.good: list[int] = []
         self.lengths: list[int] = []
         self.with_picture: list[bool] = []
-        count = len(source) if limit is None else min(limit, len(source))
         for index in tqdm(range(count), desc="records", unit="", disable=None):  # a bar on terminals only
             try:
                 record = source.read(index)
@@ -82,7 +83,7 @@ class ChatDataset(Dataset[dict[str, Any]]):
         for step in range(len(self.good)):
             place = (position + step) % len(self.good)
             index = self.good[place]
-            if index in self._bad or self.with_picture[place] != self.with_picture[position]:
+            if self._bad[index] or self.with_picture[place] != self.with_picture[position]:
                 continue
             try:
                 return self._load(index)
@@ -115,10 +116,10 @@ class ChatDataset(Dataset[dict[str, Any]]):
         return characters // 4 + len(record.pictures) * self.encoder.num_tokens
 
     def _note(self, index: int, error: BadRecordError) -> None:
-        if index in self._bad:
-            return
-        self._bad.add(index)
         with self._count.get_lock():
+            if self._bad[index]:
+                return
+            self._bad[index] = 1
             self._count.value += 1
         logger.warning("skipped: %s", error)
         if self._count.value > self.max_bad_records:

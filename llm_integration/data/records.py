@@ -93,7 +93,8 @@ def read_chat_file(path: Path) -> list[Any]:
     text = path.read_text(encoding="utf-8")
     try:
         if path.suffix == ".jsonl":
-            records = [json.loads(line) for line in text.splitlines() if line.strip()]
+            # Only "\n" ends a line: a turn may hold U+2028 and the like.
+            records = [json.loads(line) for line in text.split("\n") if line.strip()]
         else:
             records = json.loads(text)
     except json.JSONDecodeError as error:

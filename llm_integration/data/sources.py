@@ -88,7 +88,10 @@ class TarSource:
     picture finds it by that name; one that does not gets the pictures of its sample, in order of their names.
 
     Args:
-        patterns: tar files, or glob patterns of them.
+        patterns: tar files, not compressed, or glob patterns of them.
+
+    Raises:
+        ValueError: if nothing matches, or a file is no plain tar.
     """
 
     def __init__(self, patterns: Sequence[str | Path]) -> None:
@@ -147,7 +150,7 @@ class TarSource:
         texts: dict[str, _Member] = {}
         pictures: dict[str, dict[str, _Member]] = {}
         try:
-            with tarfile.open(path) as tar:
+            with tarfile.open(path, "r:") as tar:  # a compressed one cannot be read in place
                 for entry in tar:
                     folder, _, base = entry.name.rpartition("/")
                     stem, _, extension = base.partition(".")
@@ -160,7 +163,9 @@ class TarSource:
                     elif extension.lower().rpartition(".")[2] in _PICTURES:
                         pictures.setdefault(key, {})[entry.name] = member
         except tarfile.TarError as error:
-            raise ValueError(f"{path} is no readable tar file: {error}") from error
+            raise ValueError(
+                f"{path} is no readable tar file ({error}); a compressed one has to be decompressed first"
+            ) from error
         for key, text in texts.items():
             self.samples.append((path, key, text, dict(sorted(pictures.get(key, {}).items()))))
 

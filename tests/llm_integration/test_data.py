@@ -256,6 +256,28 @@ def test_files_that_are_not_there(tmp_path: Path, bpe: Any, folder: Any) -> None
         _dataset(FolderSource(folder({"id": "e"})), bpe)
 
 
+def test_only_a_line_feed_ends_a_line(tmp_path: Path) -> None:
+    rows = [_record("one\u2028two", "three\x85four"), _record("hi", "ho")]
+    path = tmp_path / "chat.jsonl"
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    assert [FolderSource(path).read(0).messages[0]["content"], len(FolderSource(path))] == ["one\u2028two", 2]
+
+
+def test_a_compressed_tar_is_refused(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "s.tar.gz", "w:gz") as tar:
+        tar.addfile(tarfile.TarInfo("0.json"))
+    with pytest.raises(ValueError, match="has to be decompressed first"):
+        TarSource([tmp_path / "s.tar.gz"])
+
+
+def test_a_bad_record_counts_once_whichever_worker_meets_it(folder: Any, bpe: Any) -> None:
+    broken = _record("<image>\nWhat?", "x", image="half.jpg")
+    dataset = _dataset(FolderSource(folder(GOOD, broken, GOOD)), bpe, limit=1)
+    for _ in range(3):  # epochs, each with new workers
+        assert len(list(torch.utils.data.DataLoader(dataset, num_workers=2, batch_size=None))) == 3
+    assert dataset.bad_records == 1
+
+
 def _tar(path: Path, members: dict[str, bytes]) -> Path:
     with tarfile.open(path, "w") as tar:
         for name, data in members.items():
