@@ -93,6 +93,10 @@ class OptimSettings:
             raise ValueError(
                 "learning_rate must be greater than 0, weight_decay at least 0, warmup_fraction in [0, 1)"
             )
+        for name in ("projector_learning_rate", "tower_learning_rate"):
+            rate = getattr(self, name)
+            if rate is not None and rate <= 0:
+                raise ValueError(f"{name} must be greater than 0, or null for learning_rate; got {rate}")
 
 
 @dataclass(frozen=True)

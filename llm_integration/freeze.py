@@ -113,7 +113,8 @@ def build_groups(model: nn.Module, settings: TrainSettings) -> list[dict[str, An
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        rate = rates[part_of(name)] or settings.optim.learning_rate
+        own = rates[part_of(name)]
+        rate = settings.optim.learning_rate if own is None else own
         dimensions = len(getattr(parameter, "ds_shape", parameter.shape))
         decay = settings.optim.weight_decay if dimensions > 1 else 0.0
         groups.setdefault((rate, decay), []).append(parameter)

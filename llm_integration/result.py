@@ -64,6 +64,9 @@ def save_result(
         out: where to.
         base: the plain LLaVA directory that training started from.
         facts: settings, steps, figures.
+
+    Raises:
+        ValueError: if a trained weight is not in the state dict.
     """
     adapter = isinstance(model, PeftModel)
     manifest = {
@@ -78,7 +81,10 @@ def save_result(
             model.save_pretrained(str(folder / ADAPTER), state_dict=dict(tensors))  # type: ignore[operator]
         else:
             trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-            kept = {name: tensors[name].contiguous().cpu() for name in trained if name in tensors}
+            lost = sorted(trained - tensors.keys())
+            if lost:
+                raise ValueError(f"{out}: {len(lost)} trained weights were not gathered, first {lost[0]}")
+            kept = {name: tensors[name].contiguous().cpu() for name in trained}
             save_torch_state_dict(kept, folder, filename_pattern=_PATTERN, shared_tensors_to_discard=[])
         processor.save_pretrained(folder)
         text = json.dumps(manifest, indent=2, default=str) + "\n"

@@ -208,6 +208,7 @@ def test_training_lowers_the_loss(build: Any, tmp_path: Path) -> None:
         (("stage=align", "lora.rank=8"), "lora.rank must be 0"),
         (("tower=lora",), "needs lora.rank"),
         (("optim.tower_learning_rate=1.0",), "while the tower is frozen"),
+        (("optim.projector_learning_rate=0",), "projector_learning_rate must be greater than 0"),
         (("data.max_lenght=3",), "did you mean 'data.max_length'"),
         (("batch=0",), "at least 1"),
     ],
