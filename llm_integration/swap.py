@@ -112,7 +112,16 @@ def swap(
         ValueError: if something does not fit.
     """
     load_llava_config(llava)
-    model = LlavaForConditionalGeneration.from_pretrained(str(llava), dtype="auto", local_files_only=True)
+    loaded: Any = LlavaForConditionalGeneration.from_pretrained(
+        str(llava), dtype="auto", local_files_only=True, output_loading_info=True
+    )
+    model, report = loaded
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise ValueError(
+            f"{llava}: {len(missing)} weights are missing ({', '.join(missing[:4])}); random ones would take "
+            "their place"
+        )
     stock = AutoProcessor.from_pretrained(str(llava), backend="pil", local_files_only=True)
     encoder = load_encoder(encoder_directory)
     provenance = load_provenance(encoder_directory)

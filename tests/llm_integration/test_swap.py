@@ -144,6 +144,22 @@ def test_a_tower_without_weights_is_an_error(llava_dir: Path, tmp_path: Path) ->
         load_llava(tmp_path / "bare")
 
 
+def test_a_llava_with_weights_missing_is_not_swapped(
+    clip_llava: tuple[Path, Path], encoder_dir: Path, tmp_path: Path
+) -> None:
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(clip_llava[0], tmp_path / "bare")
+    weights = load_file(tmp_path / "bare" / "model.safetensors")
+    kept = {name: value for name, value in weights.items() if "layers.1." not in name}
+    save_file(kept, tmp_path / "bare" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="weights are missing"):
+        swap(tmp_path / "bare", encoder_dir, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_command_line_says_what_it_did(
     clip_llava: tuple[Path, Path], encoder_dir: Path, tmp_path: Path, capsys: Any
 ) -> None:
