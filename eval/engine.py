@@ -48,7 +48,7 @@ class Ask:
 
 
 def build_asks(task: Task, examples: Sequence[Example], protocol: str, floor: str, seed: int) -> list[Ask]:
-    """Prompts and pictures of all questions.
+    """Prompts and pictures of all questions; those that may go unanswered and have no picture are not asked.
 
     Args:
         task: The benchmark.
@@ -57,6 +57,7 @@ def build_asks(task: Task, examples: Sequence[Example], protocol: str, floor: st
         floor: "none", "no-image" or "random-picture".
         seed: Of the pictures' exchange.
     """
+    examples = [e for e in examples if e.image is not None or not e.optional]  # SEED-Bench's videos
     images: list[str | None] = [example.image for example in examples]
     if floor == "no-image":
         images = [None] * len(examples)
@@ -185,9 +186,10 @@ def ask_all(
     rank, world = shard
     known = store.read()
     done = {row["key"] for row in known}
-    bad = [row["skipped"] for row in known if "skipped" in row]
     shared = _shared_ids(asks)
     mine = asks[rank::world]  # by place, not by what is left: other processes are writing already
+    own = {ask.example.key for ask in mine}
+    bad = [row["skipped"] for row in known if "skipped" in row and row["key"] in own]
     todo = [ask for ask in mine if ask.example.key not in done]
     with tqdm(
         total=len(mine), initial=len(mine) - len(todo), unit="question", disable=None if show else True

@@ -24,7 +24,7 @@ class EasyVqa(Task):
     def load_examples(
         self, questions: Path | None, annotations: Path | None, images: Path | None = None
     ) -> list[Example]:
-        """Reads `test_questions.json` (question, answer, picture number); question ids are places from 0."""
+        """Reads `test/questions.json` (question, answer, picture number); question ids are places from 0."""
         source = required(annotations or questions, "easy-VQA's question JSON (--questions)")
         content = read_json_or_lines(source)
         examples = []

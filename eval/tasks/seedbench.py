@@ -118,13 +118,20 @@ def _number_keys(ids: Iterable[str]) -> list[str]:
 
 
 def _with_prompts(examples: list[Example], questions: Path) -> list[Example]:
-    """The examples with LLaVA's prompts, where its question file is given."""
+    """The examples with LLaVA's prompts and pictures, where its question file is given."""
     content = read_json_or_lines(questions)
     if not is_llava_file(content):
         raise InputError(f"{questions} is not LLaVA's question file for SEED-Bench.")
     rows = llava_questions(content, questions)
     keys = _number_keys(str(row.question_id) for row in rows)
-    prompts = {key: row.llava_prompt for key, row in zip(keys, rows, strict=True)}
-    if not any(example.key in prompts for example in examples):
+    asked = dict(zip(keys, rows, strict=True))
+    examples = [example for example in examples if example.key in asked]
+    if not examples:
         raise InputError(f"None of the questions of {questions} is in the annotation file.")
-    return [replace(e, llava_prompt=prompts[e.key]) for e in examples if e.key in prompts]
+    made = []
+    for example in examples:
+        row = asked[example.key]
+        # LLaVA's names say the folder too (SEED-Bench-image/…). Of a video it shows one frame; we show none.
+        image = (row.image or example.image) if example.facts["type"] == "image" else None
+        made.append(replace(example, llava_prompt=row.llava_prompt, image=image))
+    return made

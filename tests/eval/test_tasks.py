@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from eval.answers import AnswerRecord, InputError, load_answers, match_answers
+from eval.engine import build_asks
 from eval.intervals import Figure
 from eval.task import LLAVA, LMMS_EVAL, Example, Task
 from eval.tasks import list_tasks, load_task
@@ -434,6 +435,26 @@ def test_seedbench_scores_videos_only_where_answered(tmp_path: Path) -> None:
         ).missing
         == ()
     )
+
+
+def test_seedbench_is_asked_about_the_pictures_that_llavas_file_names(tmp_path: Path) -> None:
+    common = {"question": "q", "answer": "A", **{f"choice_{letter}": letter for letter in "abcd"}}
+    rows = [
+        {"question_id": "1", "data_type": "image", "data_id": "7_8", "question_type_id": 1, **common},
+        {"question_id": "v1", "data_type": "video", "data_id": "x.mp4", "question_type_id": 10, **common},
+    ]
+    source = put(tmp_path / "S.json", {"questions": rows, "question_type": {"Scene": 1, "Action": 10}})
+    asked = [
+        {"question_id": "1", "image": "SEED-Bench-image/7_8", "text": "q"},
+        {"question_id": "v1", "image": "SEED-Bench-video-image/x.png", "text": "q"},
+    ]
+    task = load_task("seedbench")
+    assert [e.image for e in task.load_examples(None, source)] == ["7_8", None]
+    examples = task.load_examples(put(tmp_path / "q.jsonl", asked, lines=True), source)
+    assert [e.image for e in examples] == ["SEED-Bench-image/7_8", None]
+    # A video is not asked about without anything to see, which would be scored like the others.
+    asks = build_asks(task, examples, LLAVA, "none", 0)
+    assert [ask.image for ask in asks] == ["SEED-Bench-image/7_8"]
 
 
 def test_mmvet_writes_the_graders_file(tmp_path: Path) -> None:
