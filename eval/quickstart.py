@@ -31,9 +31,10 @@ from eval.config import BenchmarkSettings, RunSettings
 from eval.rescore import Rescored
 from eval.run import run
 from eval.task import BARE
-from llm_integration.assemble import assemble
+from llm_integration.assemble import ASSEMBLY_FILE, assemble
 from llm_integration.generate import build_message, load_chat, open_picture
 from sparse_vlm.atomic import write_atomic
+from sparse_vlm.checkpoint import load_provenance
 
 _CONFIG = "configs/llm/quickstart.yaml"
 NAMES = {"vit": "whole ViT", "sparseformer": "SparseFormer"}
@@ -79,6 +80,13 @@ def _assemble(name: str, encoder: Path, teacher: Path, llm: Path, out: Path) -> 
     if not (out / "config.json").is_file():
         eyes, vit = (None, teacher) if name == "vit" else (encoder, None)
         assemble(eyes, str(llm), out, vit=vit)
+    elif name != "vit":
+        made_of = json.loads((out / ASSEMBLY_FILE).read_text(encoding="utf-8")).get("encoder_provenance")
+        if made_of != load_provenance(encoder):
+            raise InputError(
+                f"{out} holds another encoder than {encoder} does now, so its answers would be those of the "
+                f"other one: delete {out.parents[1]} and run again"
+            )
 
 
 def shuffle_turns(source: Path, out: Path) -> None:

@@ -53,3 +53,7 @@ def test_it_needs_the_vision_half_and_names_what_failed(tmp_path: Path, encoder_
     assert write_scenes(["--out", str(tmp_path / "scenes"), "--train", "2", "--heldout", "1"]) == 0
     with pytest.raises(SystemExit, match=r"Tuning whole ViT ended with status \d+: .*max_stepz"):
         main(["--folder", str(tmp_path), "max_stepz=2"])
+    provenance = tmp_path / "bootstrap" / "encoder" / "provenance.json"
+    provenance.write_text(json.dumps({**json.loads(provenance.read_text()), "written_at": "later"}))
+    with pytest.raises(SystemExit, match=r"holds another encoder than .*: delete .*language and run again"):
+        main(["--folder", str(tmp_path), "max_stepz=2"])
