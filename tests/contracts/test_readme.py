@@ -30,7 +30,12 @@ TOOLS = {"pytest", "ruff", "mypy", "pre-commit"}
 # A module that starts another program hands it every word after that program's name.
 WRAPPERS = {"llm_integration.llava"}
 # Reads (configuration, overrides) and refuses what is wrong; its module takes CONFIG.yaml key=value ...
-READERS = {"bootstrap.train": "bootstrap.config:read_config"}
+READERS = {
+    "bootstrap.train": "bootstrap.config:read_config",
+    "llm_integration.train": "llm_integration.config:load_settings",
+    "eval.run": "eval.config:load_settings",
+    "eval.pareto": "eval.baselines.config:load_settings",
+}
 
 
 def _load_commands() -> tuple[Callable[..., list], Callable[..., list]]:
