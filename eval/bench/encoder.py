@@ -19,7 +19,7 @@ from sparse_vlm.packed import pack_linears
 
 MATRIX = "matrix product"
 # Largest difference of the outputs that is rounding, in fractions of the largest output.
-_TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 4e-3}
+_TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
