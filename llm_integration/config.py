@@ -122,7 +122,8 @@ class TrainSettings:
         checkpoint_every: updates between checkpoints; 0 for none.
         keep_checkpoints: how many of them are kept.
         log_every: updates between log lines.
-        resume: go on from the newest checkpoint in ``out``, if there is one.
+        resume: go on from the newest checkpoint in ``out``, if there is one. False begins anew and deletes
+            the checkpoints and the log of an earlier run there.
         self_contained: write the result as one plain LLaVA directory instead of by reference.
         seed: of everything random.
     """

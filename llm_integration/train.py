@@ -51,6 +51,7 @@ logger = logging.getLogger(__name__)
 
 SETTINGS_FILE = "settings.json"
 LOG_FILE = "log.jsonl"
+CHECKPOINTS = "checkpoints"
 FINAL = "final"
 # What a run may be continued with although it was begun otherwise.
 _FREE_TO_CHANGE = ("resume", "log_every", "keep_checkpoints", "checkpoint_every", "max_steps", "epochs")
@@ -90,7 +91,7 @@ def build_arguments(settings: TrainSettings, deepspeed: bool) -> TrainingArgumen
     """Our settings in the Trainer's words."""
     cpu = not torch.cuda.is_available()
     return TrainingArguments(
-        output_dir=str(settings.out / "checkpoints"),
+        output_dir=str(settings.out / CHECKPOINTS),
         per_device_train_batch_size=settings.batch,
         gradient_accumulation_steps=settings.accumulation,
         num_train_epochs=settings.epochs,
@@ -144,10 +145,29 @@ def check_resume(settings: TrainSettings) -> Path | None:
         )
     found = [
         path
-        for path in (settings.out / "checkpoints").glob("checkpoint-*")
+        for path in (settings.out / CHECKPOINTS).glob("checkpoint-*")
         if (path / WholeMark.NAME).is_file()
     ]
-    return max(found, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+    return max(found, key=checkpoint_step, default=None)
+
+
+def checkpoint_step(checkpoint: Path) -> int:
+    """Updates that were done when a checkpoint was written."""
+    return int(checkpoint.name.rpartition("-")[2])
+
+
+def drop_after(log: Path, step: int) -> None:
+    """Take the lines of later steps, which are done again, and a line that a kill cut off out of a log."""
+    if not log.is_file():
+        return
+    kept = []
+    for line in log.read_text(encoding="utf-8").splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line)
+        except json.JSONDecodeError:
+            continue
+    write_atomic(log, "".join(f"{line}\n" for line in kept))
 
 
 def use_deepspeed(settings: TrainSettings) -> bool:
@@ -197,6 +217,10 @@ def train(settings: TrainSettings) -> dict[str, float]:
 
     if arguments.process_index == 0:
         settings.out.mkdir(parents=True, exist_ok=True)
+        if not settings.resume and (settings.out / CHECKPOINTS).is_dir():
+            # Left there, a later start would take one of them for this run's newest.
+            shutil.rmtree(settings.out / CHECKPOINTS)
+        drop_after(settings.out / LOG_FILE, checkpoint_step(checkpoint) if checkpoint else 0)
         write_atomic(settings.out / SETTINGS_FILE, json.dumps(settings_to_dict(settings), indent=2) + "\n")
         write_atomic(settings.out / "trained.txt", "\n".join(trained_names(wrapped)) + "\n")
     trainer = ChatTrainer(

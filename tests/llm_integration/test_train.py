@@ -191,6 +191,16 @@ def test_resume_is_exact(build: Any, tmp_path: Path, extra: tuple[str, ...]) -> 
         train(build(*common, f"out={broken}", "seed=4"))
 
 
+def test_beginning_anew_leaves_nothing_of_the_run_before(build: Any, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    train(build("checkpoint_every=1", "max_steps=3"))
+    before = _losses(run)
+    (run / "log.jsonl").open("a").write('{"step": 4, "lo')  # as a kill leaves it
+    train(build("checkpoint_every=1", "max_steps=1", "resume=false"))
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["checkpoint-1"]
+    assert _losses(run) == before[:1]
+
+
 def test_bf16_with_checkpointing(build: Any, tmp_path: Path) -> None:
     train(build("precision=bf16", "gradient_checkpointing=true", "stage=align"))
     assert all(0 < loss < 20 for loss in _losses(tmp_path / "run"))
