@@ -100,6 +100,8 @@ class TrainClipConfig:
     def __post_init__(self) -> None:
         if not self.phases or self.batch_size < 2:
             raise ValueError("There must be at least one phase, and batch_size must be at least 2.")
+        if self.eval_every < 1 or self.warmup_steps < 1:
+            raise ValueError("eval_every and warmup_steps must be at least 1.")
         if self.pair_prompts_every < 1 or self.grey_every < 0 or self.grey_every == 1:
             raise ValueError("pair_prompts_every must be 1 or more, and grey_every 0 or at least 2.")
         full = self.model.image_size

@@ -223,3 +223,9 @@ def test_shipped_weights_name_what_they_never_saw():
     # Chance is 1/64; the model card has the measured figures. A broken tokenizer or transform fails here.
     assert figures["accuracy"] >= 0.15
     assert figures["color_accuracy"] >= 0.85
+
+
+@pytest.mark.parametrize("setting", ["eval_every", "warmup_steps"])
+def test_counts_that_are_divided_by_are_not_zero(setting: str) -> None:
+    with pytest.raises(ValueError, match=f"{setting}.* must be at least 1"):
+        TrainClipConfig(**{setting: 0})
