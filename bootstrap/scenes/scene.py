@@ -115,7 +115,7 @@ def _is_free(x: float, y: float, radius: float, placed: list[SceneObject], box: 
         if distance < _MIN_DISTANCE * (radius + other.radius):
             return False
         touching += distance < radius + other.radius
-    if touching > 1:  # at most one neighbour may cover a part of an object
+    if touching > 1:  # of those that are there; later ones may touch the same object
         return False
     if box is None:
         return True
