@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from llm_integration.hf import SparseFormerVisionModel
-from llm_integration.remote_code import add_code, collect_code
+from llm_integration.remote_code import add_code, collect_code, main
 
 # Our packages are made unimportable, as on a machine that does not have them.
 _READ = """
@@ -46,7 +46,7 @@ def test_a_machine_without_us_reads_it(encoder_dir: Path, llava_dir: Path, tmp_p
     model.save_pretrained(tower)
     shutil.copytree(llava_dir, llava)
     add_code(tower)
-    add_code(llava)
+    main(["--model", str(llava)])
     script = tmp_path / "read.py"
     script.write_text(_READ)
     words = [sys.executable, str(script), kind, str(tower), str(llava), str(tmp_path / "out.pt")]
@@ -61,3 +61,6 @@ def test_other_models_are_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     with pytest.raises(ValueError, match="holds no SparseFormer"):
         add_code(tmp_path)
+    with pytest.raises(SystemExit) as stopped:
+        main(["--model", str(tmp_path)])
+    assert stopped.value.code == 2

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from llm_integration.config import TrainSettings, load_settings
-from llm_integration.export import export
+from llm_integration.export import main as export
 from llm_integration.freeze import adapter_pattern, build_groups, prepare_parameters, trained_names
 from llm_integration.generate import answer, build_message, load_chat
 from llm_integration.load import check_processor, load_llava
@@ -155,7 +155,7 @@ def test_align_then_tune_then_export(build: Any, llava_dir: Path, tmp_path: Path
 def test_adapters_merge_into_the_model_that_was_trained(build: Any, tmp_path: Path, picture: Any) -> None:
     train(build("lora.rank=4", "lora.alpha=8", "lora.dropout=0.0", f"out={tmp_path / 'lora'}"))
     final = tmp_path / "lora" / "final"
-    export(final, tmp_path / "plain")
+    export(["--run", str(final), "--out", str(tmp_path / "plain")])
     merged, plain = load_model(final), load_llava(tmp_path / "plain")
     inputs = {"input_ids": torch.tensor([[5, 6, 7, 8]])}
     torch.testing.assert_close(plain(**inputs).logits, merged(**inputs).logits)
