@@ -79,8 +79,8 @@ class _Bootstrap:
         self.commit = describe_commit()  # of the code that runs: the checkout may move on meanwhile
         self.checkpoints = out / "checkpoints"
         torch.manual_seed(config.seed)
-        dtype = torch.bfloat16 if config.teacher.precision == "bf16" else torch.float32
-        self.teacher = load_teacher(config.teacher.name, config.teacher.weights, engine.device, dtype)
+        # In fp32 until its weights are named and inherited and the held-out pictures are judged.
+        self.teacher = load_teacher(config.teacher.name, config.teacher.weights, engine.device)
         self.teacher_hash = hash_tower(self.teacher.vision_state_dict())
         student = config.student
         self.plan = InheritPlan.thirds(self.teacher.spec.depth, student.drop, student.tune, student.freeze)
@@ -106,6 +106,8 @@ class _Bootstrap:
             self.step = load_state(self.resumed, self.encoder, engine, self.stream, self.average)
         heldout = config.heldout.source is not None and engine.is_main
         self.heldout = HeldOut(config.heldout, self.teacher) if heldout else None
+        if config.teacher.precision == "bf16":
+            self.teacher.to(dtype=torch.bfloat16)
         pictures = config.batch_size * config.accumulate * engine.world_size
         self.log = RunLog(out, config.steps * pictures, self.step * pictures, self.step, engine.is_main)
 

@@ -20,9 +20,11 @@ from bootstrap.log import read_log
 from bootstrap.muon import has_muon
 from bootstrap.report import draw_curves
 from bootstrap.state import list_checkpoints
+from bootstrap.teacher import load_teacher
 from bootstrap.train import bootstrap, main
 from sparse_vlm import load_encoder
 from sparse_vlm.checkpoint import load_provenance
+from sparse_vlm.fingerprint import hash_tower
 
 Write = Callable[..., Path]
 
@@ -73,8 +75,14 @@ def test_a_run_leaves_an_encoder_that_came_closer(
     assert provenance["blocks"] == {"drop": 1, "tune": 1, "freeze": 1}
 
 
-def test_frozen_parts_stay_the_teachers(write_run: Write, tmp_path: Path, tiny_teacher: Path) -> None:
-    bootstrap(read_config(write_run()))
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_frozen_parts_stay_the_teachers(
+    write_run: Write, tmp_path: Path, tiny_teacher: Path, precision: str
+) -> None:
+    path = write_run(teacher={"name": str(tiny_teacher), "precision": precision}, precision=precision)
+    directory = bootstrap(read_config(path))
+    named = load_provenance(directory)["teacher"]["tower_sha256"]
+    assert named == hash_tower(load_teacher(str(tiny_teacher)).vision_state_dict())
     ours, theirs = _weights(tmp_path / "run"), load_file(str(tiny_teacher / "open_clip_model.safetensors"))
     block = "visual.transformer.resblocks"
     torch.testing.assert_close(ours["cortex.blocks.1.mlp.fc1.weight"], theirs[f"{block}.2.mlp.c_fc.weight"])
