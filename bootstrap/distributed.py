@@ -186,7 +186,8 @@ def choose_device(name: str) -> torch.device:
     """The device of this process.
 
     Raises:
-        ValueError: if the settings ask for a GPU that is not there.
+        ValueError: if the settings ask for a GPU that is not there, for one GPU for several processes, or for
+            something that is no device.
     """
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     if name == "auto":
@@ -194,10 +195,15 @@ def choose_device(name: str) -> torch.device:
     if name.startswith("cuda"):
         if not torch.cuda.is_available():
             raise ValueError(f"device={name}, but PyTorch sees no GPU here: use device=cpu or device=auto")
+        if ":" in name and int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > 1:
+            raise ValueError(f"device={name} would put every process on one GPU: use device=cuda")
         device = torch.device(name if ":" in name else f"cuda:{local_rank}")
         torch.cuda.set_device(device)
         return device
-    return torch.device(name)
+    try:
+        return torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"device={name} is no device: use cpu, cuda, cuda:0 … or auto") from None
 
 
 def read_deepspeed(config: BootstrapConfig) -> dict[str, Any]:
@@ -225,8 +231,11 @@ def read_deepspeed(config: BootstrapConfig) -> dict[str, Any]:
         )
     if settings.get("fp16", {}).get("enabled"):
         raise ValueError(f"{path} enables fp16, which is no precision of this training: use bf16 or fp32")
-    if settings.get("bf16", {}).get("enabled") and config.precision != "bf16":
-        raise ValueError(f"{path} enables bf16, but precision is {config.precision}: make them agree")
+    if settings.get("bf16", {}).get("enabled"):
+        raise ValueError(
+            f"{path} enables bf16, under which DeepSpeed casts the weights, RoIs among them: leave it out; "
+            "precision=bf16 runs under autocast and keeps weights and RoIs in fp32"
+        )
     ours: Mapping[str, Any] = {
         "train_micro_batch_size_per_gpu": config.batch_size,
         "gradient_accumulation_steps": config.accumulate,
@@ -235,4 +244,18 @@ def read_deepspeed(config: BootstrapConfig) -> dict[str, Any]:
     for key, value in ours.items():
         if settings.get(key, "auto") not in ("auto", value):
             raise ValueError(f'{path}: {key}={settings[key]} contradicts the run\'s {value}; write "auto"')
-    return {**settings, **ours}
+    filled = {**settings, **ours}
+    if open_keys := _find_auto(filled):
+        raise ValueError(f'{path}: nothing fills in "auto" for {", ".join(open_keys)}; write a value')
+    return filled
+
+
+def _find_auto(settings: Mapping[str, Any], above: str = "") -> list[str]:
+    """Dotted names of the keys that are still "auto"."""
+    found = []
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            found += _find_auto(value, f"{above}{key}.")
+        elif value == "auto":
+            found.append(above + key)
+    return found

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from bootstrap.config import read_config
-from bootstrap.distributed import read_deepspeed
+from bootstrap.distributed import choose_device, read_deepspeed
 from bootstrap.log import read_log
 from bootstrap.state import list_checkpoints
 from bootstrap.train import bootstrap
@@ -70,7 +70,8 @@ def _deepspeed_config(write_run: Write, tmp_path: Path, values: object, **change
         ("{", "is not valid JSON"),
         ({"optimizer": {"type": "Adam"}}, "leave 'optimizer' out"),
         ({"zero_optimization": {"stage": 3}}, "use stage 2 or less"),
-        ({"bf16": {"enabled": True}}, "but precision is fp32"),
+        ({"bf16": {"enabled": True}}, "precision=bf16 runs under autocast"),
+        ({"zero_optimization": {"reduce_bucket_size": "auto"}}, r"zero_optimization\.reduce_bucket_size"),
         ({"fp16": {"enabled": True}}, "use bf16 or fp32"),
         ({"train_micro_batch_size_per_gpu": 7}, "contradicts the run's 4"),
     ],
@@ -88,6 +89,11 @@ def test_deepspeed_settings_are_filled_in(write_run: Write, tmp_path: Path) -> N
     assert settings["train_micro_batch_size_per_gpu"] == 3
     assert settings["gradient_accumulation_steps"] == 2
     assert settings["gradient_clipping"] == 1.0
+
+
+def test_what_is_no_device_is_named() -> None:
+    with pytest.raises(ValueError, match="device=gpu is no device: use cpu, cuda"):
+        choose_device("gpu")
 
 
 def test_a_missing_deepspeed_file_is_named(write_run: Write, tmp_path: Path) -> None:
