@@ -40,6 +40,7 @@ from sparse_vlm.atomic import write_atomic
 from sparse_vlm.settings import settings_to_dict
 
 CONFIG = "config.json"
+ORIGINS = "origins.json"  # one entry for each start that asked questions
 # What may differ when a run is taken up again: nothing an answer depends on.
 _FREE = ("batch", "device", "max_bad_pictures")
 
@@ -83,6 +84,8 @@ def run(settings: RunSettings, words: Sequence[str] = (), model: Model | None = 
                 print(f"{cut} unfinished line(s) cut off; asked again", file=sys.stderr)
         barrier()
         if not store.finished:
+            if rank == 0:
+                _note_origin(settings, words, device)
             answerer = model or load_answerer(
                 settings.model, settings.max_new_tokens, settings.precision, device
             )
@@ -131,6 +134,27 @@ def claim(out: Path, settings: RunSettings) -> None:
     write_atomic(path, json.dumps(ours, indent=1))
 
 
+def _note_origin(settings: RunSettings, words: Sequence[str], device: Any) -> None:
+    """Writes down where the answers of this start come from, beside those of earlier starts."""
+    path = settings.out / ORIGINS
+    earlier = json.loads(read_text(path)) if path.is_file() else []
+    plain = json.loads(json.dumps(settings_to_dict(settings), default=str))
+    origin = describe_origin("eval.run", words, plain, device)
+    write_atomic(path, json.dumps([*earlier, origin], indent=1))
+
+
+def _read_origin(settings: RunSettings, words: Sequence[str], device: Any) -> dict[str, Any]:
+    """Where the answers come from, whenever they are scored: the last start that asked, and those before."""
+    path = settings.out / ORIGINS
+    if not path.is_file():
+        _note_origin(settings, words, device)
+    *earlier, origin = json.loads(read_text(path))
+    if earlier:
+        kept = ("commit", "date", "device")
+        origin["earlier_starts"] = [{key: one[key] for key in kept} for one in earlier]
+    return dict(origin)
+
+
 def _write_scores(
     task: Task, settings: RunSettings, outcome: Rescored, words: Sequence[str], device: Any
 ) -> None:
@@ -143,7 +167,7 @@ def _write_scores(
         "model": str(settings.model),
         "floor": None if settings.floor == "none" else settings.floor,
         "visual_tokens": count_visual_tokens(settings.out),
-        "provenance": describe_origin("eval.run", words, plain, device),
+        "provenance": _read_origin(settings, words, device),
     }
     write_atomic(settings.out / SCORES, json.dumps(content, indent=1, ensure_ascii=False))
     made = task.submission(outcome.examples, outcome.matched.answers)

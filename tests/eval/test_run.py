@@ -84,6 +84,8 @@ def test_every_question_is_asked_once_and_scored(settings: Callable[..., RunSett
     again = Parrot()
     run(settings(), [], again)
     assert again.batches == []  # a finished run is not asked again
+    rescored = json.loads((settings().out / "scores.json").read_text())
+    assert rescored["provenance"] == scores["provenance"]  # of the answers, not the scoring
 
 
 def test_an_interrupted_run_goes_on_without_hole_or_duplicate(settings: Callable[..., RunSettings]) -> None:
@@ -97,6 +99,8 @@ def test_an_interrupted_run_goes_on_without_hole_or_duplicate(settings: Callable
     assert [len(batch) for batch in parrot.batches] == [3, 3]
     assert [row["key"] for row in lines(settings().out)] == [str(n) for n in range(10)]
     assert list(settings().out.glob("*.part-*")) == []
+    provenance = json.loads((settings().out / "scores.json").read_text())["provenance"]
+    assert len(provenance["earlier_starts"]) == 1
 
 
 def test_answers_that_do_not_fit_the_questions_are_refused(settings: Callable[..., RunSettings]) -> None:
