@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -63,7 +64,9 @@ def extract(
     ).hexdigest()
     path = None if cache is None else cache / f"{key[:32]}.safetensors"
     if path is not None and path.is_file():
-        return _read(path)
+        kept = _read(path)
+        _check_bad(kept.bad, max_bad, pictures.source)
+        return kept
     values: list[Tensor] = []
     places: list[int] = []
     bad: list[str] = []
@@ -87,10 +90,7 @@ def extract(
                 bad.append(f"{pictures.names[place]}: {result}")
                 if len(bad) > max_bad:
                     pool.shutdown(cancel_futures=True)
-                    raise InputError(
-                        f"{len(bad)} pictures of {pictures.source} cannot be read "
-                        f"({name_some(bad, 3)}); {max_bad} are allowed."
-                    )
+                    _check_bad(bad, max_bad, pictures.source)
             if pixels:
                 values.append(look.embed(torch.stack(pixels)))
             bar.update(len(now))
@@ -102,6 +102,13 @@ def extract(
         tensors = {"values": features.values.contiguous(), "places": torch.tensor(features.places)}
         write_atomic(path, save(tensors, metadata={"bad": json.dumps(features.bad), "look": look.name}))
     return features
+
+
+def _check_bad(bad: Sequence[str], max_bad: int, source: str) -> None:
+    if len(bad) > max_bad:
+        raise InputError(
+            f"{len(bad)} pictures of {source} cannot be read ({name_some(bad, 3)}); {max_bad} are allowed."
+        )
 
 
 def _read_picture(look: Look, pictures: Pictures, place: int) -> Tensor | BadPictureError:

@@ -466,6 +466,10 @@ def test_bad_pictures_are_skipped_named_and_limited(tmp_path: Path, student: Pat
     assert made.bad[0].startswith("1.png: ")
     with pytest.raises(InputError, match=r"1 pictures of .* cannot be read"):
         extract(look, load_pictures(tmp_path), max_bad=0)
+    kept = tmp_path / "kept"
+    extract(look, load_pictures(tmp_path), cache=kept)
+    with pytest.raises(InputError, match=r"1 pictures of .* cannot be read"):  # from the cache as well
+        extract(look, load_pictures(tmp_path), cache=kept, max_bad=0)
 
 
 def test_the_cache_knows_its_pictures_and_its_look(tmp_path: Path, student: Path) -> None:
