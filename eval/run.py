@@ -117,7 +117,7 @@ def claim(out: Path, settings: RunSettings) -> None:
     Raises:
         InputError: If they are not; names the keys.
     """
-    ours = json.loads(json.dumps(settings_to_dict(settings), default=str))
+    ours = _to_plain(settings)
     path = out / CONFIG
     if path.is_file():
         theirs = json.loads(read_text(path))
@@ -134,12 +134,15 @@ def claim(out: Path, settings: RunSettings) -> None:
     write_atomic(path, json.dumps(ours, indent=1))
 
 
+def _to_plain(settings: RunSettings) -> dict[str, Any]:
+    return dict(json.loads(json.dumps(settings_to_dict(settings), default=str)))
+
+
 def _note_origin(settings: RunSettings, words: Sequence[str], device: Any) -> None:
     """Writes down where the answers of this start come from, beside those of earlier starts."""
     path = settings.out / ORIGINS
     earlier = json.loads(read_text(path)) if path.is_file() else []
-    plain = json.loads(json.dumps(settings_to_dict(settings), default=str))
-    origin = describe_origin("eval.run", words, plain, device)
+    origin = describe_origin("eval.run", words, _to_plain(settings), device)
     write_atomic(path, json.dumps([*earlier, origin], indent=1))
 
 
@@ -158,7 +161,7 @@ def _read_origin(settings: RunSettings, words: Sequence[str], device: Any) -> di
 def _write_scores(
     task: Task, settings: RunSettings, outcome: Rescored, words: Sequence[str], device: Any
 ) -> None:
-    plain = json.loads(json.dumps(settings_to_dict(settings), default=str))
+    plain = _to_plain(settings)
     names = ("questions", "annotations", "images")
     files = {name: plain["task"][name] for name in names}
     content = {
