@@ -42,6 +42,7 @@ from .data import (
 )
 from .data.dataset import TooManyBadRecordsError
 from .freeze import cast_frozen, prepare_parameters, trained_names
+from .processes import leave_process_group
 from .processor import count_image_tokens
 from .result import base_of, load_model, load_model_processor, save_result
 from .templates import build_template
@@ -295,6 +296,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"error: {sentence}", file=sys.stderr, flush=True)
         raise SystemExit(2) from error
     print(json.dumps(metrics))
+    leave_process_group()
 
 
 if __name__ == "__main__":

@@ -13,6 +13,8 @@ import runpy
 import sys
 from pathlib import Path
 
+from llm_integration.processes import leave_process_group
+
 from .plugin import plug_in
 
 
@@ -65,6 +67,7 @@ def main(arguments: list[str]) -> None:
         runpy.run_path(script, run_name="__main__")
     else:
         runpy.run_module(str(module), run_name="__main__", alter_sys=True)
+    leave_process_group()
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -82,13 +83,20 @@ def _tuned_tower(model: Any) -> SparseFormerVisionTower | None:
     return tower if isinstance(tower, SparseFormerVisionTower) and tower.tuned and tower.is_loaded else None
 
 
-def _gathered(parameters: list[Any]) -> Any:
-    """Put partitioned weights together for a while; under ZeRO-3 each rank holds a piece, of size 0 to us."""
-    if not any(hasattr(parameter, "ds_id") for parameter in parameters):
-        return contextlib.nullcontext()
-    from deepspeed import zero
+@contextlib.contextmanager
+def _gathered(parameters: list[Any]) -> Iterator[None]:
+    """Put partitioned weights together for a while; under ZeRO-3 each rank holds a piece, of size 0 to us.
 
-    return zero.GatheredParameters(parameters)
+    One by one: of several weights DeepSpeed (up to 0.18) awaits only the last, and over gloo the others may
+    still be on their way when they are read.
+    """
+    with contextlib.ExitStack() as stack:
+        for parameter in parameters:
+            if hasattr(parameter, "ds_id"):
+                from deepspeed import zero
+
+                stack.enter_context(zero.GatheredParameters([parameter]))
+        yield
 
 
 def _agree(value: str | None) -> str:

@@ -11,12 +11,19 @@ from typing import Any
 from PIL import Image
 
 # What has to come first under DeepSpeed on a CPU: LLaVA synchronises CUDA before it saves, where there is
-# nothing to synchronise, and DeepSpeed would compile collectives over shared memory for minutes. The last
-# lines are for the tests.
+# nothing to synchronise; DeepSpeed would compile collectives over shared memory for minutes; and where it
+# puts several weights together it awaits the last one only, which is right on CUDA and repaired in later
+# releases. The last lines are for the tests.
 ON_CPU = """
 import deepspeed, torch
 torch.cuda.synchronize = lambda *args: None
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+from deepspeed.runtime.zero.partition_parameters import Init
+gather = Init._allgather_params_coalesced
+def gather_one_by_one(self, weights, *rest, **more):
+    for weight in weights:
+        gather(self, [weight], *rest, **more)
+Init._allgather_params_coalesced = gather_one_by_one
 initialize = deepspeed.initialize
 def initialize_and_tell(**arguments):
     made = initialize(**arguments)
