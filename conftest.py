@@ -68,15 +68,17 @@ def _no_network(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
     """Let no test reach beyond this machine unless it is marked `network`."""
     if request.node.get_closest_marker("network"):
         return
-    connect = socket.socket.connect
+    for name in ("connect", "connect_ex", "sendto"):
+        original = getattr(socket.socket, name)
 
-    def connect_here(self: socket.socket, address: Any) -> None:
-        host = address[0] if isinstance(address, tuple) else ""
-        if host not in ("", "localhost", "::1") and not str(host).startswith("127."):
-            raise OSError(f"a test that is not marked 'network' tried to reach {host}")
-        connect(self, address)
+        def stay_here(self: socket.socket, *arguments: Any, _original: Any = original) -> Any:
+            address = arguments[-1]
+            host = address[0] if isinstance(address, tuple) else ""
+            if host not in ("", "localhost", "::1") and not str(host).startswith("127."):
+                raise OSError(f"a test that is not marked 'network' tried to reach {host}")
+            return _original(self, *arguments)
 
-    monkeypatch.setattr(socket.socket, "connect", connect_here)
+        monkeypatch.setattr(socket.socket, name, stay_here)
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -124,15 +125,20 @@ class HeldOut:
                 "with a text side and heldout.classes"
             )
         if truth == "index_prefix":
-            try:
-                return torch.tensor([int(name.split("_")[0]) for name in names])
-            except ValueError:
+            strange = [name for name in names if not re.match(r"[0-9]+_", name)]
+            if strange:
                 raise ValueError(
                     "heldout.truth='index_prefix' expects file names like 207_golden_retriever.jpg, found "
-                    f"{next(name for name in names if not name.split('_')[0].isdigit())!r}"
-                ) from None
+                    f"{strange[0]!r}"
+                )
+            return torch.tensor([int(name.split("_")[0]) for name in names])
         table = json.loads(Path(truth).read_text(encoding="utf-8"))
-        table = table.get("labels", table)
+        table = table.get("labels", table) if isinstance(table, dict) else table
+        if not isinstance(table, dict):
+            raise ValueError(
+                f"{truth} must be a JSON object from file names to class numbers, or hold one under "
+                f"'labels'; found a {type(table).__name__}"
+            )
         missing = [name for name in names if name not in table]
         if missing:
             raise ValueError(f"{truth} says nothing about {len(missing)} pictures, such as {missing[0]!r}")

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from .config import OptimiserSettings
 from .muon import MuonAndAdamW
 
-# Never decayed: coordinates, and vectors that stand for something rather than map something.
+# Never decayed although they are no vectors: coordinates, and rows that stand for something rather than map
+# something. Matrices and the stem's filters are.
 _NOT_DECAYED = ("initial_rois", "token_embedding", "stage_embedding", "offset_bias", "cls_token", "probe")
 
 

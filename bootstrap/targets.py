@@ -95,7 +95,7 @@ class StoredTargets:
         self.arrays = {name: self._open(f"{name}.f16", np.float16, shape) for name, shape in shapes.items()}
         # Two marks a row, since the warm-up asks for the mid-depth tokens only.
         self.done = {name: self._open(f"{name}.done", np.uint8, (rows,)) for name in ("mid", "final")}
-        self.checked = False
+        self.checked: set[str] = set()
 
     def __call__(self, batch: PictureBatch, images: Tensor, warming_up: bool) -> Targets:
         """The stored targets of a batch; what is missing is asked for and stored first."""
@@ -103,11 +103,11 @@ class StoredTargets:
         known = self.done["mid"][rows].astype(bool)
         if not warming_up:
             known &= self.done["final"][rows].astype(bool)
-        if not self.checked and known.any():
-            self._check(batch, images, rows, known)
+        names = ("mid",) if warming_up else self._KINDS
+        if known.any() and not self.checked.issuperset(names):
+            self._check(batch, images, rows, known, names)
         if not known.all():
             self._fill(batch, images, rows, ~known, warming_up)
-        names = ("mid",) if warming_up else self._KINDS
         read = [torch.from_numpy(self.arrays[name][rows]).to(images.device) for name in names]
         return Targets(read[0], None, None) if warming_up else Targets(*read)
 
@@ -122,18 +122,27 @@ class StoredTargets:
         if not warming_up:
             self.done["final"][rows[missing]] = 1
 
-    def _check(self, batch: PictureBatch, images: Tensor, rows: np.ndarray, known: np.ndarray) -> None:
+    def _check(
+        self,
+        batch: PictureBatch,
+        images: Tensor,
+        rows: np.ndarray,
+        known: np.ndarray,
+        names: tuple[str, ...],
+    ) -> None:
+        """Compare the first stored rows of each kind that is about to be read with the live teacher."""
         places = np.flatnonzero(known)[:_CHECKED_ROWS]
-        asked = self.live(batch, images[torch.from_numpy(places)], warming_up=True)
-        stored = torch.from_numpy(self.arrays["mid"][rows[places]]).float()
-        wanted = asked.mid.float().cpu()
-        error = float((stored - wanted).norm() / wanted.norm())
-        if not error < _TOLERANCE:
-            raise ValueError(
-                f"the targets in {self.folder} are not what the teacher says now (relative difference "
-                f"{error:.3f}): delete the folder or name another targets.store"
-            )
-        self.checked = True
+        asked = self.live(batch, images[torch.from_numpy(places)], warming_up=names == ("mid",))
+        for name in names:
+            stored = torch.from_numpy(self.arrays[name][rows[places]]).float()
+            wanted = getattr(asked, name).float().cpu()
+            error = float((stored - wanted).norm() / wanted.norm())
+            if not error < _TOLERANCE:
+                raise ValueError(
+                    f"the targets in {self.folder} are not what the teacher says now ({name}: relative "
+                    f"difference {error:.3f}): delete the folder or name another targets.store"
+                )
+        self.checked.update(names)
 
     def _claim(self, made_for: dict[str, Any]) -> None:
         path = self.folder / "store.json"

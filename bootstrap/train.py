@@ -161,6 +161,12 @@ class _Bootstrap:
         start_from = self.config.student.start_from
         if start_from is not None:
             encoder = load_encoder(start_from)
+            if not encoder.transform.config.prepares_like(self.teacher.spec.transform):
+                raise ValueError(
+                    f"student.start_from={start_from}: the encoder prepares pictures another way "
+                    f"({encoder.transform.config}) than the teacher {self.teacher.spec.name} "
+                    f"({self.teacher.spec.transform}), so it would be trained on what it never sees in use"
+                )
             freeze(encoder, self.plan)
             return encoder
         spec = self.teacher.spec
@@ -182,6 +188,8 @@ class _Bootstrap:
             raise ValueError("targets.store needs pictures with random access, not streamed shards")
         made_for: dict[str, Any] = {
             "teacher_sha256": self.teacher_hash,
+            "precision": self.config.teacher.precision,
+            "transform": self.teacher.spec.transform.to_dict(),
             "source": source.fingerprint(),
             "scale": list(data.scale),
             "ratio": list(data.ratio),

@@ -114,10 +114,12 @@ class AnswerStore:
         return cut
 
     def read(self) -> list[dict[str, Any]]:
-        """All lines of all processes."""
+        """All whole lines of all processes; one that another process is just writing is not there yet."""
         rows = []
         for path in sorted(self.folder.glob(_PARTS)):
-            for number, line in enumerate(read_text(path).split("\n"), start=1):
+            content = path.read_bytes()
+            whole = content[: content.rfind(b"\n") + 1].decode("utf-8", errors="replace")
+            for number, line in enumerate(whole.split("\n"), start=1):
                 if not line:
                     continue
                 try:

@@ -21,6 +21,7 @@ import torch
 from tqdm import tqdm
 
 from bootstrap.memory import keep_freed_memory
+from bootstrap.provenance import describe_commit
 from eval.answers import InputError, read_text
 from eval.baselines.combine import OURS, combine
 from eval.baselines.common import Start, load_start, save_start, train_together
@@ -140,6 +141,7 @@ def _run_points(
         lookers = [Looker(load_pixels(quiz, transform, bar.update)) for quiz in quizzes]
     texts = all_texts(train)
     seeds = dict.fromkeys(point.seed for point in points)
+    commit = describe_commit()  # of what is about to run, whatever is committed meanwhile
     starts = {seed: _start(comparison, train, lookers[0], seed, first) for seed in seeds}
     with tqdm(total=len(points) * training.steps, unit="step", disable=None) as bar:
         for point in points:
@@ -158,6 +160,7 @@ def _run_points(
                 start.fill(reader, tower, point.label)
             result = run_point(point, tower, reader, plan, (lookers[0], lookers[1]), test, settings, on_step)
             result["encoder_sha256"] = comparison.encoder_hash if point.method == OURS else None
+            result["commit"] = commit
             result["cpu_seconds"] = round(time.process_time() - started, 1)
             write_atomic(_file(settings, point), json.dumps(result, indent=1, ensure_ascii=False))
 

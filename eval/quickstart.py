@@ -32,13 +32,18 @@ from eval.rescore import Rescored
 from eval.run import run
 from eval.task import BARE
 from llm_integration.assemble import ASSEMBLY_FILE, assemble
+from llm_integration.config import TrainSettings, load_settings
 from llm_integration.generate import build_message, load_chat, open_picture
+from llm_integration.train import SETTINGS_FILE
 from sparse_vlm.atomic import write_atomic
 from sparse_vlm.checkpoint import load_provenance
+from sparse_vlm.settings import settings_to_dict
 
 _CONFIG = "configs/llm/quickstart.yaml"
 NAMES = {"vit": "whole ViT", "sparseformer": "SparseFormer"}
 _TIMED = 9
+# Settings of a tuning that do not change what comes out.
+_UNIMPORTANT = ("resume", "log_every", "keep_checkpoints", "checkpoint_every")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -108,7 +113,23 @@ def shuffle_turns(source: Path, out: Path) -> None:
 
 
 def _tune(language: Path, scenes: Path, config: Path, overrides: Sequence[str]) -> None:
-    """Tune both, side by side where there are two cores, each in a process of its own."""
+    """Tune both, side by side where there are two cores, each in a process of its own.
+
+    Raises:
+        InputError: if one ends badly, or was tuned before with other settings.
+    """
+    words = {
+        name: [
+            f"model={language / name / 'llava'}",
+            f"out={language / name / 'tuned'}",
+            f"data.records=[{language / 'chat.json'}]",
+            f"data.pictures={scenes / 'images'}",
+            *overrides,
+        ]
+        for name in NAMES
+    }
+    for name in NAMES:
+        _check_tuned(load_settings(config, words[name]))
     waiting = [name for name in NAMES if not (language / name / "tuned" / "final").is_dir()]
     at_once = 2 if (os.cpu_count() or 1) > 1 else 1
     while waiting:
@@ -116,14 +137,7 @@ def _tune(language: Path, scenes: Path, config: Path, overrides: Sequence[str]) 
         threads = max(1, (os.cpu_count() or 1) // len(part))
         processes = {
             name: subprocess.Popen(
-                [
-                    *(sys.executable, "-m", "llm_integration.train", str(config)),
-                    f"model={language / name / 'llava'}",
-                    f"out={language / name / 'tuned'}",
-                    f"data.records=[{language / 'chat.json'}]",
-                    f"data.pictures={scenes / 'images'}",
-                    *overrides,
-                ],
+                [sys.executable, "-m", "llm_integration.train", str(config), *words[name]],
                 env={**os.environ, "OMP_NUM_THREADS": str(threads)},
                 stdout=subprocess.DEVNULL,
                 stderr=(language / name / "tune.log").open("w"),
@@ -131,6 +145,21 @@ def _tune(language: Path, scenes: Path, config: Path, overrides: Sequence[str]) 
             for name in part
         }
         _watch(processes, language, _steps(config, overrides))
+
+
+def _check_tuned(settings: TrainSettings) -> None:
+    """Sees that a model which is tuned already was tuned with these settings."""
+    before = settings.out / SETTINGS_FILE
+    if not (settings.out / "final").is_dir() or not before.is_file():
+        return
+    then = json.loads(before.read_text(encoding="utf-8"))
+    now = json.loads(json.dumps(settings_to_dict(settings)))
+    other = [key for key in now if key not in _UNIMPORTANT and then.get(key) != now[key]]
+    if other:
+        raise InputError(
+            f"{settings.out} was tuned with other settings ({', '.join(other)}): delete "
+            f"{settings.out.parents[1]} to tune again, or name another --folder"
+        )
 
 
 def _steps(config: Path, overrides: Sequence[str]) -> int:

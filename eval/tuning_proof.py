@@ -228,13 +228,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if options.batch % PROCESSES or min(options.batch, options.align_steps, options.tune_steps - 5) < 1:
             raise InputError(f"--batch must be a multiple of {PROCESSES}; --tune-steps at least 6.")
+        settings = {key: str(value) for key, value in vars(options).items()}
+        origin = describe_origin("eval.tuning_proof", words, settings, "cpu")  # before anything else changes
         report = prove(options)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    report["provenance"] = describe_origin(
-        "eval.tuning_proof", words, {key: str(value) for key, value in vars(options).items()}, "cpu"
-    )
+    report["provenance"] = origin
     write_atomic(options.out / "report.json", json.dumps(report, indent=1, default=str) + "\n")
     print(format_report(report))
     apart = {name: gap for name, gap in report["differences"].items() if gap > TOLERANCE}

@@ -76,6 +76,8 @@ def reply_to_all(
     for row, seen, prompt in zip(output[:, start:].tolist(), visual, prompts, strict=True):
         length = _count_new(row, model.generation_config)
         text = processor.tokenizer.decode(row[:length], skip_special_tokens=True)
+        if length < len(row) and any(stop in text for stop in stops):
+            length = _count_new(row, model.generation_config, stopped=True)
         replies.append(BatchReply(cut_at(text, stops).strip(), seen, prompt, length))
     return replies
 
@@ -85,10 +87,13 @@ def cut_at(text: str, stops: Sequence[str]) -> str:
     return text[: min((place for place in map(text.find, stops) if place >= 0), default=len(text))]
 
 
-def _count_new(row: Sequence[int], config: Any) -> int:
-    """Tokens up to the end mark; where there is none, up to the padding behind a stop."""
+def _count_new(row: Sequence[int], config: Any, stopped: bool = False) -> int:
+    """Tokens up to the end mark; where there is none, up to the padding behind a stop.
+
+    An answer that has ``stopped`` at a stop has no end mark: one behind it is padding that looks the same.
+    """
     ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
-    ended = next((place + 1 for place, token in enumerate(row) if token in ends), None)
+    ended = next((place + int(not stopped) for place, token in enumerate(row) if token in ends), None)
     if ended is not None:
         return ended
     length = len(row)

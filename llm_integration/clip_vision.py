@@ -37,7 +37,8 @@ _BLOCK = {
     "mlp.c_proj": "mlp.fc2",
 }
 _DROPPED = ("proj",)  # the projection into the joint space: LLaVA reads tokens
-_KNOWN = {"image_size", "patch_size", "width", "layers", "head_width", "mlp_ratio", "patch_dropout"}
+_NEEDED = {"image_size", "patch_size", "width", "layers"}
+_KNOWN = _NEEDED | {"head_width", "mlp_ratio", "patch_dropout"}
 
 
 def load_clip_vision(directory: str | Path) -> tuple[CLIPVisionModel, TransformConfig]:
@@ -71,8 +72,14 @@ def load_clip_vision(directory: str | Path) -> tuple[CLIPVisionModel, TransformC
 
 def _load_open_clip(folder: Path) -> tuple[CLIPVisionModel, TransformConfig]:
     described = read_json(folder / _OPEN_CLIP[0])
-    model_config, pixels = described["model_cfg"], described.get("preprocess_cfg", {})
-    vision = model_config["vision_cfg"]
+    try:
+        model_config, pixels = described["model_cfg"], described.get("preprocess_cfg", {})
+        vision, embedding_width = model_config["vision_cfg"], model_config["embed_dim"]
+        lacking = sorted(_NEEDED - set(vision))
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{folder / _OPEN_CLIP[0]} describes no CLIP: {error}") from None
+    if lacking:
+        raise ValueError(f"{folder / _OPEN_CLIP[0]}: its vision_cfg lacks {', '.join(lacking)}")
     strange = sorted(set(vision) - _KNOWN)
     if strange or not isinstance(vision["layers"], int):
         raise ValueError(f"{folder}: no plain CLIP ViT ({', '.join(strange) or 'layers'} in its vision_cfg)")
@@ -85,7 +92,7 @@ def _load_open_clip(folder: Path) -> tuple[CLIPVisionModel, TransformConfig]:
         image_size=vision["image_size"],
         patch_size=vision["patch_size"],
         hidden_act="quick_gelu" if model_config.get("quick_gelu") else "gelu",
-        projection_dim=model_config["embed_dim"],
+        projection_dim=embedding_width,
     )
     model = CLIPVisionModel(config)
     model.load_state_dict(convert_open_clip(load_file(folder / _OPEN_CLIP[1])), strict=True)

@@ -133,10 +133,15 @@ def swap(
             f"teacher {old_tower.config.hidden_size}"
         )
     tower = build_vision_model(encoder, num_tokens, pooling_head=False)
+    old_depth = int(old_tower.config.num_hidden_layers)
     config = model.config
     config.vision_config = tower.config
     drops_first = False
     if kept:
+        layer: int | list[int] = config.vision_feature_layer
+        layers = [layer] if isinstance(layer, int) else layer
+        found = [_count_from_the_end(each, old_depth, encoder.config.depth) for each in layers]
+        config.vision_feature_layer = found[0] if isinstance(layer, int) else found
         drops_first = config.vision_feature_select_strategy == "default"
         if drops_first and not encoder.config.cls_token:
             raise ValueError(
@@ -168,6 +173,28 @@ def swap(
     }
     save_llava(model, processor, out, facts)
     return said
+
+
+def _count_from_the_end(layer: int, old_depth: int, depth: int) -> int:
+    """The layer that the projector reads, as the shorter tower names it.
+
+    A cortex is the end of the ViT it was made of, so what lies as far from the end is the same.
+
+    Args:
+        layer: of the old tower: its hidden states, the first being what enters the first block.
+        old_depth: blocks of the old tower.
+        depth: blocks of the cortex.
+
+    Raises:
+        ValueError: if the projector reads a state that the focusing transformer has taken the place of.
+    """
+    place = layer if layer < 0 else layer - (old_depth + 1)
+    if place < -(depth + 1):
+        raise ValueError(
+            f"this LLaVA reads hidden state {layer} of its tower of {old_depth} blocks; the encoder has the "
+            f"last {depth} of them only, and can give states {-(depth + 1)} to -1"
+        )
+    return place
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

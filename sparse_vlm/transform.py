@@ -107,6 +107,13 @@ class TransformConfig:
         ratio = min(height / target_height, width / target_width)
         return round(height / ratio), round(width / ratio)
 
+    def prepares_like(self, other: TransformConfig) -> bool:
+        """Whether every picture comes out the same, however sizes are written."""
+        return all(
+            getattr(self, name) == getattr(other, name)
+            for name in ("height", "width", "resized_at_least", "resize", "interpolation", "mean", "std")
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values, the inverse of `from_dict`."""
         values = dataclasses.asdict(self)

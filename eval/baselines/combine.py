@@ -55,11 +55,12 @@ def combine(results: Sequence[dict[str, Any]], test: Quiz, own_tokens: int = 0) 
         own_tokens: N that the SparseFormer was made for; with this the full ViT is compared.
 
     Returns:
-        With "figures" (the benchmark's primary one) and "nats", both with value, interval, and the mean of
-        each training; "details" (all of the benchmark's figures, means over trainings); for the full ViT also
-        "random-picture"; where a model was trained without pictures, "gain": the bits that seeing adds about
-        the right answer, paired with it by question; and for rivals "ours_minus": the SparseFormer's accuracy
-        with the same N (`own_tokens` against the full ViT) minus theirs, paired too.
+        With "commits" (of its trainings), "figures" (the benchmark's primary one) and "nats", both with
+        value, interval, and the mean of each training; "details" (all of the benchmark's figures, means over
+        trainings); for the full ViT also "random-picture"; where a model was trained without pictures,
+        "gain": the bits that seeing adds about the right answer, paired with it by question; and for rivals
+        "ours_minus": the SparseFormer's accuracy with the same N (`own_tokens` against the full ViT) minus
+        theirs, paired too.
     """
     pictures = {example.key: str(example.image) for example in test.examples}
     groups: dict[tuple[str, int], list[dict[str, Any]]] = {}
@@ -76,6 +77,7 @@ def combine(results: Sequence[dict[str, Any]], test: Quiz, own_tokens: int = 0) 
             "training": group[0]["training"],
             "seeds": [r["seed"] for r in group],
             "loss": [r["loss"]["last"] for r in group],
+            "commits": sorted({r["commit"] for r in group if r.get("commit")}),
             **_summarise(group, pictures, test.task.primary),
         }
         if blind is not None:

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -20,6 +21,12 @@ from eval.cost import append_record
 from eval.provenance import describe_origin
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+# Flags that a command has no use for, so that none is accepted and left unread.
+_UNREAD = {
+    "memory": ("rounds",),
+    "data": ("device", "dtype"),
+    "estimate": ("device", "dtype", "threads", "rounds"),
+}
 COMMANDS = {
     "encoder": "our encoder, the official one and ViTs",
     "parts": "where the time goes, beside the floor of arithmetic and bytes",
@@ -66,18 +73,28 @@ def _check(options: argparse.Namespace) -> None:
     options.torch_dtype = _DTYPES[options.dtype]
 
 
-def _parser() -> argparse.ArgumentParser:
-    common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--device", default="cpu", help="cpu (default) or cuda")
-    common.add_argument("--dtype", choices=list(_DTYPES), default="fp32")
-    common.add_argument("--threads", type=int, help="CPU threads; by default PyTorch's choice")
-    common.add_argument("--rounds", type=int, default=7, help="timed rounds (default 7)")
-    common.add_argument(
+def _add_common(parser: argparse.ArgumentParser, unread: Sequence[str]) -> None:
+    """The flags of all commands but those that this one does not read."""
+    flags: dict[str, dict[str, Any]] = {
+        "device": {"default": "cpu", "help": "cpu (default) or cuda"},
+        "dtype": {"choices": list(_DTYPES), "default": "fp32"},
+        "threads": {"type": int, "help": "CPU threads; by default PyTorch's choice"},
+        "rounds": {"type": int, "default": 7, "help": "timed rounds (default 7)"},
+    }
+    for name, settings in flags.items():
+        if name in unread:
+            parser.set_defaults(**{name: settings.get("default")})
+        else:
+            parser.add_argument(f"--{name}", **settings)
+    parser.add_argument(
         "--json",
         type=Path,
         default=Path("runs/bench.jsonl"),
         help="file of JSON lines to append the record to",
     )
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m eval.bench",
         description=(__doc__ or "").split("\n")[0],
@@ -86,7 +103,8 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     usages = []
     for name, purpose in COMMANDS.items():
-        part = commands.add_parser(name, parents=[common], help=purpose, description=purpose)
+        part = commands.add_parser(name, help=purpose, description=purpose)
+        _add_common(part, _UNREAD.get(name, ()))
         import_module(f"eval.bench.{name}").add_arguments(part)
         usages.append(part.format_usage())
     parser.epilog = "".join(usages)

@@ -18,6 +18,7 @@ from eval.bench.data import SyntheticSource
 from eval.bench.rivals import build_ours
 from eval.bench.turns import take_turns
 from sparse_vlm import SparseFormer
+from sparse_vlm.atomic import write_atomic
 
 _FILE = "growth.png"
 _CHARTS = ("picture size", "tokens", "batch", "pictures", "processes")
@@ -26,14 +27,15 @@ _PROCESS = """
 import sys, time, torch
 from eval.bench.rivals import build_ours
 torch.set_num_threads(1)
-encoder, picture = build_ours(sys.argv[1]), torch.randn(1, 3, 224, 224)
+kind = {"device": sys.argv[3], "dtype": getattr(torch, sys.argv[4])}
+encoder, picture = build_ours(sys.argv[1]).to(**kind), torch.randn(1, 3, 224, 224).to(**kind)
 with torch.inference_mode():
     encoder(picture)
     print("ready", flush=True)
     sys.stdin.readline()
     count, end = 0, time.perf_counter() + float(sys.argv[2])
     while time.perf_counter() < end:
-        encoder(picture)
+        encoder(picture).pooled[0, 0].item()  # waits for a GPU
         count += 1
 print(count / float(sys.argv[2]), flush=True)
 """
@@ -68,7 +70,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             "batch": _encode(encoder, [(batch, 224, None) for batch in options.batch], options),
         }
     curves["pictures"] = _plan(options)
-    rates = [_spread(options.preset, count, options.seconds) for count in options.processes]
+    rates = [_spread(options, count) for count in options.processes]
     report: dict[str, Any] = {
         "preset": options.preset,
         "clock": "wall" if options.device.startswith("cuda") else "cpu",
@@ -105,9 +107,10 @@ def _plan(options: argparse.Namespace) -> list[float]:
     return [lap.summary("cpu").median for lap in laps.values()]
 
 
-def _spread(preset: str, count: int, seconds: float) -> float:
+def _spread(options: argparse.Namespace, count: int) -> float:
     """Forward passes a second of several processes of one thread, all together, by the wall clock."""
-    command = [sys.executable, "-c", _PROCESS, preset, str(seconds)]
+    dtype = str(options.torch_dtype).removeprefix("torch.")
+    command = [sys.executable, "-c", _PROCESS, options.preset, str(options.seconds), options.device, dtype]
     pipe = subprocess.PIPE
     processes = [subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) for _ in range(count)]
     try:
@@ -159,7 +162,7 @@ def draw(report: dict[str, Any], path: Path) -> None:
             axes.set_yscale("log")
         else:
             axes.set_ylim(bottom=0)
-    figure.savefig(path, dpi=110)
+    write_atomic(path, functools.partial(figure.savefig, dpi=110, format="png"))
 
 
 def show(report: dict[str, Any]) -> str:

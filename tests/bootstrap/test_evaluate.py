@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,14 @@ def test_zero_shot_labels_and_truth(
     table.write_text(json.dumps({}))
     with pytest.raises(ValueError, match="says nothing about 12 pictures"):
         HeldOut(by_file, Speaking(teacher.trunk))
+    table.write_text(json.dumps([1, 2]))
+    with pytest.raises(ValueError, match=r"must be a JSON object .*found a list"):
+        HeldOut(by_file, Speaking(teacher.trunk))
+    (tmp_path / "odd").mkdir()
+    shutil.copy(next(picture_folder.glob("*.*")), tmp_path / "odd" / "\u00b2_two.png")  # no number
+    odd = HeldoutSettings(source=str(tmp_path / "odd"), truth="index_prefix", classes=str(classes))
+    with pytest.raises(ValueError, match=r"expects file names like .*found '\u00b2_two\.png'"):
+        HeldOut(odd, Speaking(teacher.trunk))
 
 
 def test_truth_needs_a_teacher_that_names_classes(teacher: Teacher, picture_folder: Path) -> None:

@@ -125,7 +125,9 @@ def read_student() -> dict[str, object]:
     return {"architecture": TINY_STUDENT}
 
 
-def test_stored_targets_are_the_live_ones(write_run: Write, tmp_path: Path, picture_folder: Path) -> None:
+def test_stored_targets_are_the_live_ones(
+    write_run: Write, tmp_path: Path, picture_folder: Path, tiny_teacher: Path
+) -> None:
     data = {"source": str(picture_folder), "workers": 0, "views": 2}
     bootstrap(read_config(write_run("live", data=data, steps=8)))
     stored = {"store": str(tmp_path / "store")}
@@ -137,9 +139,26 @@ def test_stored_targets_are_the_live_ones(write_run: Write, tmp_path: Path, pict
     assert 0 < worst < 2e-2  # fp16 on disk
     with pytest.raises(ValueError, match="were made for scale"):
         bootstrap(read_config(write_run("third", data={**data, "scale": [0.9, 1.0]}, targets=stored)))
-    (tmp_path / "store" / "mid.f16").write_bytes(b"\x11" * (tmp_path / "store" / "mid.f16").stat().st_size)
-    with pytest.raises(ValueError, match="not what the teacher says now"):
-        bootstrap(read_config(write_run("fourth", data=data, targets=stored)))
+    coarse = {"name": str(tiny_teacher), "precision": "bf16"}
+    with pytest.raises(ValueError, match="were made for precision='fp32', this run has 'bf16'"):
+        bootstrap(read_config(write_run("coarse", data=data, targets=stored, teacher=coarse)))
+    for name in ("pooled", "mid"):
+        whole = (tmp_path / "store" / f"{name}.f16").read_bytes()
+        (tmp_path / "store" / f"{name}.f16").write_bytes(b"\x11" * len(whole))
+        with pytest.raises(ValueError, match=rf"not what the teacher says now \({name}: relative"):
+            bootstrap(read_config(write_run(f"spoiled_{name}", data=data, steps=8, targets=stored)))
+        (tmp_path / "store" / f"{name}.f16").write_bytes(whole)
+
+
+def test_an_encoder_that_prepares_pictures_otherwise_is_no_start(write_run: Write, tmp_path: Path) -> None:
+    first = bootstrap(read_config(write_run("first", steps=2)))
+    again = write_run("again", steps=2, student={"start_from": str(first)})
+    assert load_provenance(bootstrap(read_config(again)))["steps"] == 2
+    path = first / "preprocessor_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "image_std": [0.9, 0.9, 0.9]}))
+    other = write_run("other", steps=2, student={"start_from": str(first)})
+    with pytest.raises(ValueError, match="the encoder prepares pictures another way"):
+        bootstrap(read_config(other))
 
 
 def test_a_finished_run_is_left_alone(write_run: Write, tmp_path: Path) -> None:

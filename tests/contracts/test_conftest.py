@@ -18,12 +18,22 @@ def test_hubs_are_offline() -> None:
     assert os.environ["HF_HUB_OFFLINE"] == "1"
 
 
-def test_an_unmarked_test_cannot_leave_the_machine() -> None:
+@pytest.mark.parametrize(
+    ("name", "kind", "words"),
+    [
+        ("connect", socket.SOCK_STREAM, ()),
+        ("connect_ex", socket.SOCK_STREAM, ()),
+        ("sendto", socket.SOCK_DGRAM, (b"x",)),
+    ],
+)
+def test_an_unmarked_test_cannot_leave_the_machine(
+    name: str, kind: socket.SocketKind, words: tuple[bytes, ...]
+) -> None:
     with (
-        socket.socket() as outside,
+        socket.socket(type=kind) as outside,
         pytest.raises(OSError, match=r"not marked 'network' tried to reach 192\.0\.2\.1"),
     ):
-        outside.connect(("192.0.2.1", 80))
+        getattr(outside, name)(*words, ("192.0.2.1", 80))
 
 
 def test_this_machine_itself_can_be_reached() -> None:

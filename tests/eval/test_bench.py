@@ -74,6 +74,15 @@ def test_what_cannot_be_compared_is_refused(
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize("words", ["estimate --device cpu", "data --dtype bf16", "memory --rounds 3"])
+def test_a_flag_that_a_command_does_not_read_is_refused(
+    words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(words.split())
+    assert "unrecognized arguments: --" in capsys.readouterr().err
+
+
 def test_without_a_gpu_the_gpu_benchmark_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["encoder", "--device", "cuda", "--json", str(tmp_path / "none.jsonl")]) == 2
     assert "PyTorch sees no GPU here" in capsys.readouterr().err

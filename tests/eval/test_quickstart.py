@@ -42,6 +42,8 @@ def test_both_models_are_tuned_and_asked(
     capsys.readouterr()
     main(words)  # everything is there: nothing is tuned or asked again
     assert json.loads((tmp_path / "language" / "quickstart.json").read_text())["minutes"] < figures["minutes"]
+    with pytest.raises(SystemExit, match=r"with other settings \(batch\): delete .*language to tune again"):
+        main([*words, "batch=3"])
 
 
 def test_it_needs_the_vision_half_and_names_what_failed(tmp_path: Path, encoder_dir: Path) -> None:
@@ -51,8 +53,10 @@ def test_it_needs_the_vision_half_and_names_what_failed(tmp_path: Path, encoder_
     with pytest.raises(SystemExit, match=r"no scenes .*; run python -m bootstrap\.quickstart first"):
         main(["--folder", str(tmp_path)])
     assert write_scenes(["--out", str(tmp_path / "scenes"), "--train", "2", "--heldout", "1"]) == 0
-    with pytest.raises(SystemExit, match=r"Tuning whole ViT ended with status \d+: .*max_stepz"):
+    with pytest.raises(SystemExit, match="unknown key 'max_stepz'; did you mean 'max_steps'"):
         main(["--folder", str(tmp_path), "max_stepz=2"])
+    with pytest.raises(SystemExit, match=r"Tuning whole ViT ended with status \d+: .*nowhere"):
+        main(["--folder", str(tmp_path), "model=nowhere"])
     provenance = tmp_path / "bootstrap" / "encoder" / "provenance.json"
     provenance.write_text(json.dumps({**json.loads(provenance.read_text()), "written_at": "later"}))
     with pytest.raises(SystemExit, match=r"holds another encoder than .*: delete .*language and run again"):

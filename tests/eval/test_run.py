@@ -111,6 +111,17 @@ def test_answers_that_do_not_fit_the_questions_are_refused(settings: Callable[..
         run(settings(), [], Parrot())
 
 
+def test_a_line_that_another_process_is_writing_is_not_read_yet(tmp_path: Path) -> None:
+    store = AnswerStore(tmp_path, 0)
+    store.write([{"key": "1", "text": "gr\u00fcn"}])
+    torn = json.dumps({"key": "2", "text": "gr\u00fcn"}, ensure_ascii=False).encode()[:-3]
+    AnswerStore(tmp_path, 1).path.write_bytes(torn)  # cut within the letter
+    assert store.read() == [{"key": "1", "text": "gr\u00fcn"}]
+    AnswerStore(tmp_path, 1).path.write_bytes(b"{]\n")
+    with pytest.raises(InputError, match=r"Line 1 of .*0001.* is not JSON"):
+        store.read()
+
+
 def test_other_settings_in_the_same_folder_are_refused(settings: Callable[..., RunSettings]) -> None:
     run(settings(), [], Parrot())
     with pytest.raises(InputError, match="max_new_tokens: 16 there, 9 here"):

@@ -90,6 +90,11 @@ def test_what_is_no_plain_vit_is_refused(tmp_path: Path) -> None:
         load_clip_vision(change_config(tmp_path / "a", lambda c: c.update(attentional_pool=True)))
     with pytest.raises(ValueError, match="layers in its vision_cfg"):
         load_clip_vision(change_config(tmp_path / "b", lambda c: c.update(layers=[2, 2])))
+    with pytest.raises(ValueError, match="its vision_cfg lacks patch_size, width"):
+        load_clip_vision(change_config(tmp_path / "c", lambda c: (c.pop("width"), c.pop("patch_size"))))  # type: ignore[func-returns-value]
+    (tmp_path / "c" / "open_clip_config.json").write_text("{}")
+    with pytest.raises(ValueError, match="describes no CLIP: 'model_cfg'"):
+        load_clip_vision(tmp_path / "c")
     weights = load_file(SHIPPED / "open_clip_model.safetensors")
     with pytest.raises(ValueError, match=r"a plain CLIP ViT has no visual\.strange"):
         convert_open_clip({**weights, "visual.strange": torch.zeros(1)})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -106,6 +108,28 @@ def test_the_towers_own_child_keeps_the_projector(
     assert torch.isfinite(model(**inputs).logits).all()
 
 
+@pytest.mark.parametrize(("layer", "wanted"), [(-1, -1), (3, -1), ([2], [-2]), (1, -3), (0, None)])
+def test_a_kept_projector_reads_the_same_layer_of_a_shorter_tower(
+    clip_llava: tuple[Path, Path],
+    tiny_encoder_config: SparseFormerConfig,
+    tmp_path: Path,
+    layer: Any,
+    wanted: Any,
+) -> None:
+    """The ViT has three blocks, the cortex its last two: the ViT's state 0 is nowhere in it."""
+    llava, clip = clip_llava
+    shutil.copytree(llava, tmp_path / "llava")
+    path = tmp_path / "llava" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "vision_feature_layer": layer}))
+    encoder = _encoder(tiny_encoder_config, tmp_path / "enc", f"hf:{clip}")
+    if wanted is None:
+        with pytest.raises(ValueError, match="reads hidden state 0 of its tower of 3 blocks"):
+            swap(tmp_path / "llava", encoder, tmp_path / "out")
+        return
+    swap(tmp_path / "llava", encoder, tmp_path / "out")
+    assert load_llava(tmp_path / "out").config.vision_feature_layer == wanted
+
+
 def test_a_teacher_with_other_weights_is_no_parent(
     clip_llava: tuple[Path, Path], tiny_encoder_config: SparseFormerConfig, tmp_path: Path
 ) -> None:
@@ -116,9 +140,6 @@ def test_a_teacher_with_other_weights_is_no_parent(
 
 
 def test_width_that_does_not_fit_the_projector_is_named(llava_dir: Path, tmp_path: Path) -> None:
-    import json
-    import shutil
-
     shutil.copytree(llava_dir, tmp_path / "bent")
     path = tmp_path / "bent" / "config.json"
     values = json.loads(path.read_text())

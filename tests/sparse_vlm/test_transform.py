@@ -226,6 +226,13 @@ def test_contradictions_are_refused(changes: dict[str, Any], message: str) -> No
         TransformConfig.from_dict({**TransformConfig().to_dict(), **changes}, source="here.json")
 
 
+def test_the_same_pixels_may_be_written_in_several_ways() -> None:
+    plain = TransformConfig(image_size=224)
+    assert plain.prepares_like(TransformConfig(image_size=(224, 224), resize_size=224))
+    for other in ({"resize_size": 256}, {"interpolation": "bilinear"}, {"std": (0.5, 0.5, 0.5)}):
+        assert not plain.prepares_like(TransformConfig(image_size=224, **other))  # type: ignore[arg-type]
+
+
 def test_from_dict_is_strict() -> None:
     values = TransformConfig().to_dict()
     with pytest.raises(ValueError, match=r"x.json: unknown key 'resize_sise'; did you mean 'resize_size'"):
