@@ -1,11 +1,11 @@
 """Linear layers in oneDNN's own order of weights: for inference on an x86 CPU.
 
 One picture is a matrix of 49 rows, which the usual kernels multiply at little more than half of their speed.
-Packing keeps a second copy of the weights that gain from it, in the order that oneDNN's kernel reads.
+Packing keeps a second copy of the weights, in the order that oneDNN's kernel reads.
 
 >>> from sparse_vlm.packed import pack_linears
 >>> pack_linears(encoder)                        # doctest: +SKIP
-44
+50
 
 Names, parameters and files stay what they are. Wherever the packed form does not apply (gradients wanted,
 another device or precision, autocast, a compiler), a layer computes as before.
@@ -93,10 +93,10 @@ def can_pack() -> bool:
 
 
 def pack_linears(module: nn.Module) -> int:
-    """Replace the linear layers below a module that do not narrow by packed ones, in place.
+    """Replace the linear layers below a module by packed ones, in place.
 
     Args:
-        module: an encoder, usually. It takes up to twice the memory afterwards.
+        module: an encoder, usually. It takes twice the memory afterwards.
 
     Returns:
         How many layers were replaced; 0 where PyTorch has no oneDNN, or weights were made under
@@ -107,13 +107,8 @@ def pack_linears(module: nn.Module) -> int:
     count = 0
     for child in list(module.modules()):
         for name, linear in list(child.named_children()):
-            # Narrowing layers multiply no faster packed; weights made in inference mode do not tell when
-            # they change, so a copy of them could be an old one.
-            if (
-                type(linear) is nn.Linear
-                and linear.out_features >= linear.in_features
-                and not linear.weight.is_inference()
-            ):
+            # Weights made in inference mode do not tell when they change: a copy could be an old one.
+            if type(linear) is nn.Linear and not linear.weight.is_inference():
                 setattr(child, name, PackedLinear(linear))
                 count += 1
     return count
