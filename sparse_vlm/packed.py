@@ -1,7 +1,8 @@
 """Linear layers in oneDNN's own order of weights: for inference on an x86 CPU.
 
-One picture is a matrix of 49 rows, which the usual kernels multiply at little more than half of their speed.
-Packing keeps a second copy of the weights, in the order that oneDNN's kernel reads.
+One picture is a matrix of 49 rows, which the usual kernels multiply at little more than half of their speed;
+in bf16 they also put the whole weight into another order at every call. Packing keeps a second copy of the
+weights, in the order that oneDNN's kernel reads.
 
 >>> from sparse_vlm.packed import pack_linears
 >>> pack_linears(encoder)                        # doctest: +SKIP
@@ -23,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 # More rows than this keep the usual kernels just as busy.
-_MAX_ROWS = 256
+_MAX_ROWS = {torch.float32: 256, torch.bfloat16: 4096}
 
 
 class PackedLinear(nn.Linear):
@@ -51,13 +52,14 @@ class PackedLinear(nn.Linear):
 
     def _applies(self, input: Tensor) -> bool:
         return (
-            not torch.is_grad_enabled()
+            not _is_compiling()
+            and not torch.is_grad_enabled()
             and input.device.type == self.weight.device.type == "cpu"
-            and input.dtype == self.weight.dtype == torch.float32
-            and 0 < input.numel() <= _MAX_ROWS * self.in_features
+            and input.dtype == self.weight.dtype
+            and 0 < input.numel() <= _MAX_ROWS.get(input.dtype, 0) * self.in_features
+            and can_pack(input.dtype)
             and not torch.is_autocast_cpu_enabled()
             and not self.weight.is_inference()  # such a weight does not tell whether it was changed
-            and not _is_compiling()
         )
 
     def _pack(self) -> Tensor:
@@ -82,14 +84,21 @@ class PackedLinear(nn.Linear):
 
 
 @functools.cache
-def can_pack() -> bool:
-    """Whether this PyTorch has oneDNN's packed linear layers in the form used here: tried once, small."""
+def can_pack(dtype: torch.dtype = torch.float32) -> bool:
+    """Whether PyTorch and processor have oneDNN's packed linear layers as used here: tried once, small.
+
+    Args:
+        dtype: of weights and input; only fp32 and bf16 are ever packed.
+    """
+    if dtype not in _MAX_ROWS:
+        return False
+    ones = torch.ones(2, 2, dtype=dtype)
     try:
-        weight = torch.ops.mkldnn._reorder_linear_weight(torch.ones(2, 2))
-        output = torch.ops.mkldnn._linear_pointwise(torch.ones(1, 2), weight, None, "none", [], "")
+        weight = torch.ops.mkldnn._reorder_linear_weight(ones)
+        output = torch.ops.mkldnn._linear_pointwise(ones, weight, None, "none", [], "")
     except (AttributeError, RuntimeError):  # not built with it, or an older release's other form
         return False
-    return bool(torch.equal(output, torch.full((1, 2), 2.0)))
+    return bool(torch.equal(output, 2 * ones))
 
 
 def pack_linears(module: nn.Module) -> int:

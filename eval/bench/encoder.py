@@ -99,13 +99,16 @@ def _variants(ours: SparseFormer, options: argparse.Namespace) -> list[tuple[str
             variants["compiled"] = torch.compile(ours, fullgraph=True, dynamic=False)
     else:
         packed = copy.deepcopy(ours)
-        if ours.dtype == torch.float32 and pack_linears(packed):
+        if pack_linears(packed):
             variants["packed"] = packed
         if options.compile:
             variants["compiled"] = _freeze(ours)
         if ours.dtype == torch.float32 and has_bf16(options.device):
             half = copy.deepcopy(ours).bfloat16()
             variants["bf16"] = half
+            packed_half = copy.deepcopy(half)
+            if pack_linears(packed_half):
+                variants["bf16 packed"] = packed_half
             if options.compile:
                 variants["bf16 compiled"] = _freeze(half)
     for name, look in variants.items():

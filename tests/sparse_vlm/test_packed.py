@@ -72,12 +72,27 @@ def test_changed_weights_are_packed_anew(change: str) -> None:
     torch.testing.assert_close(after - bias, 2 * (before - bias), atol=near, rtol=near)
 
 
-@pytest.mark.parametrize("kind", ["fp64", "bf16", "autocast", "empty", "many rows"])
+@pytest.mark.skipif(not can_pack(torch.bfloat16), reason="this processor packs no bf16")
+def test_packed_bf16_encoder_equals_plain(build_tiny: Callable[..., SparseFormer], pictures: Tensor) -> None:
+    encoder = build_tiny().bfloat16()
+    with torch.inference_mode():
+        plain = encoder(pictures.bfloat16())
+    pack_linears(encoder)
+    with torch.inference_mode():
+        packed = encoder(pictures.bfloat16())
+    packs = [layer._packed.dtype for layer in _layers(encoder) if layer._packed is not None]
+    assert packs
+    assert set(packs) == {torch.bfloat16}
+    torch.testing.assert_close(packed.tokens, plain.tokens, atol=2e-2, rtol=2e-2)
+    torch.testing.assert_close(packed.pooled, plain.pooled, atol=2e-2, rtol=2e-2)
+
+
+@pytest.mark.parametrize("kind", ["fp64", "autocast", "empty", "many rows"])
 def test_where_packing_does_not_apply_the_plain_layer_answers(kind: str) -> None:
     module = nn.Sequential(nn.Linear(8, 16))
     pack_linears(module)
     rows = torch.randn({"empty": 0, "many rows": 1000}.get(kind, 5), 8)
-    dtype = {"fp64": torch.float64, "bf16": torch.bfloat16}.get(kind, torch.float32)
+    dtype = torch.float64 if kind == "fp64" else torch.float32
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=kind == "autocast"):
         answer = module.to(dtype)(rows.to(dtype))
         wanted = nn.functional.linear(rows.to(dtype), module[0].weight, module[0].bias)
