@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from sparse_vlm.config import SparseFormerConfig
 from sparse_vlm.encoder import SparseFormer
 from sparse_vlm.inherit import InheritPlan, InheritReport, inherit
+from sparse_vlm.packed import pack_linears
 
 from .teachers.locate import load_trunk
 from .teachers.spec import TeacherError, TeacherOutput, TeacherSpec
@@ -68,6 +69,13 @@ class Teacher(nn.Module):
     def train(self, mode: bool = True) -> Teacher:
         """Has no effect: a teacher stays in evaluation mode."""
         super().train(False)
+        return self
+
+    def to_bf16(self) -> Teacher:
+        """Cast to bf16, for asking only; on a CPU its weights also get the order that the kernels read."""
+        self.to(dtype=torch.bfloat16)
+        if self.device.type == "cpu":
+            pack_linears(self)
         return self
 
     @torch.no_grad()

@@ -107,7 +107,7 @@ class _Bootstrap:
         heldout = config.heldout.source is not None and engine.is_main
         self.heldout = HeldOut(config.heldout, self.teacher) if heldout else None
         if config.teacher.precision == "bf16":
-            self.teacher.to(dtype=torch.bfloat16)
+            self.teacher.to_bf16()
         pictures = config.batch_size * config.accumulate * engine.world_size
         self.log = RunLog(out, config.steps * pictures, self.step * pictures, self.step, engine.is_main)
 

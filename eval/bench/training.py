@@ -131,7 +131,7 @@ def _build_steps(
         STORED: lambda: ours(stored, False),  # the uncounted first round fills the store
     }
     if options.dtype == "fp32" and has_bf16(options.device):
-        rough = LiveTargets(copy.deepcopy(teacher).bfloat16(), plan.drop)
+        rough = LiveTargets(copy.deepcopy(teacher).to_bf16(), plan.drop)
         steps[WARMUP + HALF] = lambda: ours(rough, True, half=True)
         steps[LIVE + HALF] = lambda: ours(rough, False, half=True)
         steps[STORED + HALF] = lambda: ours(stored, False, half=True)

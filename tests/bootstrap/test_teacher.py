@@ -18,6 +18,7 @@ from timm.models.vision_transformer import VisionTransformer  # noqa: E402
 from bootstrap.teacher import Teacher, TeacherError, load_teacher, spec_to_config  # noqa: E402
 from bootstrap.teachers.spec import name_activation  # noqa: E402
 from bootstrap.teachers.timm_vit import TimmTrunk  # noqa: E402
+from sparse_vlm.packed import PackedLinear, can_pack  # noqa: E402
 
 TINY = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 4, "num_heads": 2, "num_classes": 7}
 
@@ -101,6 +102,20 @@ def test_calls_that_make_no_sense_are_refused(teacher: Teacher) -> None:
         teacher.encode_text(["a cat"])
     assert not teacher.has_text
     assert teacher.logit_scale is None
+
+
+@pytest.mark.skipif(not can_pack(torch.bfloat16), reason="this processor packs no bf16")
+def test_bf16_for_asking_only_says_the_same(teacher: Teacher) -> None:
+    images = torch.randn(2, 3, 32, 32)
+    plain = copy.deepcopy(teacher).bfloat16()(images, at_block=2)
+    names = teacher.vision_state_dict().keys()
+    quick = copy.deepcopy(teacher).to_bf16()
+    said = quick(images, at_block=2)
+    for ours, theirs in ((said.mid, plain.mid), (said.tokens, plain.tokens), (said.pooled, plain.pooled)):
+        torch.testing.assert_close(ours, theirs, atol=2e-2, rtol=2e-2)
+    packed = [module for module in quick.modules() if isinstance(module, PackedLinear)]
+    assert any(module._packed is not None for module in packed)
+    assert quick.vision_state_dict().keys() == names
 
 
 def test_bf16(teacher: Teacher) -> None:
