@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,8 @@ def small_preset(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def _run(tmp_path: Path, *words: str) -> dict[str, Any]:
     out = tmp_path / "bench.jsonl"
-    assert main([*words, "--rounds", "1", "--json", str(out)]) == 0
+    rounds = () if words[0] in ("memory", "estimate") else ("--rounds", "1")
+    assert main([*words, *rounds, "--json", str(out)]) == 0
     record: dict[str, Any] = json.loads(out.read_text().splitlines()[-1])
     assert record["bench"] == words[0]
     return record
@@ -115,7 +117,7 @@ def test_answer_bench(tmp_path: Path) -> None:
 
 
 def test_growth_draws_its_charts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(growth, "_spread", lambda preset, count, seconds: 2.0 * count)
+    monkeypatch.setattr(growth, "_spread", lambda options, count: 2.0 * count)
     record = _run(
         tmp_path, "growth", "--preset", "small", "--picture-size", "32", "64", "--tokens", "5", "9",
         "--batch", "1", "2", "--pictures", "100", "1000", "--charts", str(tmp_path / "charts"),
@@ -128,5 +130,7 @@ def test_growth_draws_its_charts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.slow
-def test_processes_count_their_forward_passes() -> None:
-    assert growth._spread("sparseformer_v1_tiny", 1, 0.5) > 0
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_processes_count_their_forward_passes(dtype: torch.dtype) -> None:
+    options = argparse.Namespace(preset="sparseformer_v1_tiny", seconds=0.5, device="cpu", torch_dtype=dtype)
+    assert growth._spread(options, 1) > 0
