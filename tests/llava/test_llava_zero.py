@@ -72,6 +72,27 @@ def test_a_model_tuned_under_zero_3_reloads_and_generates(lab: Lab, zero3: Path)
     lab.generate(zero3, zero3 / "vision_tower")
 
 
+def test_a_tower_is_put_together_weight_by_weight(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of several weights at once this DeepSpeed awaits only the last; the others are whole by luck."""
+    from contextlib import nullcontext
+    from types import SimpleNamespace
+
+    from deepspeed import zero
+
+    from llm_integration.llava.tuned import _gathered
+
+    asked: list[list[object]] = []
+
+    def gather(weights: list[object]) -> nullcontext[None]:
+        asked.append(weights)
+        return nullcontext()
+
+    monkeypatch.setattr(zero, "GatheredParameters", gather)
+    partitioned = [SimpleNamespace(ds_id=number) for number in range(3)]
+    with _gathered([*partitioned, SimpleNamespace()]):
+        assert asked == [[weight] for weight in partitioned]
+
+
 def test_zero_3_goes_on_from_its_checkpoint(lab: Lab, zero3: Path) -> None:
     before = lab.losses(zero3.name)
     lab.train(zero3.name, *UNFREEZE, "--max_steps", "3", zero=3, ranks=2)
