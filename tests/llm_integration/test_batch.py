@@ -45,18 +45,18 @@ def test_an_answer_ends_before_its_stop(chat: Chat, talks: Any) -> None:
     assert cut[0].text == whole[0].text[:2].strip()
 
 
-def test_padding_that_looks_like_an_end_mark_is_not_counted(chat: Chat, talks: Any) -> None:
-    whole = reply_to_all(chat, talks, 24)
-    stop = whole[0].text[2:4]
-    counts = [reply.new_tokens for reply in reply_to_all(chat, talks, 24, [stop])]
+def test_padding_that_looks_like_an_end_mark_is_not_counted(
+    chat: Chat, talks: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop = reply_to_all(chat, talks, 24)[0].text[2:4]
     config = chat.model.generation_config
-    before, config.pad_token_id = config.pad_token_id, config.eos_token_id[0]
-    try:
-        again = [reply.new_tokens for reply in reply_to_all(chat, talks, 24, [stop])]
-    finally:
-        config.pad_token_id = before
-    assert counts == again
-    assert counts[0] < max(counts)  # its row has padding
+    ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+    counts = []
+    for padding in (chat.model.config.image_token_id, ends[0]):  # the former is never said
+        monkeypatch.setattr(config, "pad_token_id", padding)
+        counts.append([reply.new_tokens for reply in reply_to_all(chat, talks, 24, [stop])])
+    assert counts[0] == counts[1]
+    assert counts[0][0] < max(counts[0])  # its row has padding
 
 
 def test_a_stop_across_the_border_of_prompt_and_answer_is_none(chat: Chat) -> None:
