@@ -39,7 +39,7 @@ class PackedLinear(nn.Linear):
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.weight, self.bias = linear.weight, linear.bias
         self.training = linear.training
-        self._packed: Tensor | None = None
+        self._packed: Any = None
         self._packed_from: Callable[[], Tensor | None] | None = None
         self._packed_state: tuple[int, int] = (0, 0)
 
@@ -47,8 +47,7 @@ class PackedLinear(nn.Linear):
         """(…, in) to (…, out)."""
         if not self._applies(input):
             return F.linear(input, self.weight, self.bias)
-        output: Tensor = torch.ops.mkldnn._linear_pointwise(input, self._pack(), self.bias, "none", [], "")
-        return output
+        return self._multiply(input, self._pack())
 
     def _applies(self, input: Tensor) -> bool:
         return (
@@ -56,21 +55,36 @@ class PackedLinear(nn.Linear):
             and not torch.is_grad_enabled()
             and input.device.type == self.weight.device.type == "cpu"
             and input.dtype == self.weight.dtype
-            and 0 < input.numel() <= _MAX_ROWS.get(input.dtype, 0) * self.in_features
-            and can_pack(input.dtype)
+            and self._fits(input)
             and not torch.is_autocast_cpu_enabled()
             and not self.weight.is_inference()  # such a weight does not tell whether it was changed
         )
 
-    def _pack(self) -> Tensor:
+    def _pack(self) -> Any:
         # Packed anew after an optimiser step or a load_state_dict: the copy never outlives its source.
         weight = self.weight
         state = (weight.data_ptr(), weight._version)
         same = self._packed_from is not None and self._packed_from() is weight
         if self._packed is None or not same or state != self._packed_state:
-            self._packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous())
+            self._packed = self._reorder(weight.detach().contiguous())
             self._packed_from, self._packed_state = weakref.ref(weight), state
         return self._packed
+
+    # What another order of weights does otherwise.
+
+    def _fits(self, input: Tensor) -> bool:
+        """Whether the packed form is there for this precision, and faster for this many rows."""
+        most = _MAX_ROWS.get(input.dtype, 0) * self.in_features
+        return 0 < input.numel() <= most and can_pack(input.dtype)
+
+    def _reorder(self, weight: Tensor) -> Any:
+        """The packed copy of a weight (out, in)."""
+        return torch.ops.mkldnn._reorder_linear_weight(weight)
+
+    def _multiply(self, input: Tensor, packed: Any) -> Tensor:
+        """(…, in) to (…, out) by the packed copy."""
+        output: Tensor = torch.ops.mkldnn._linear_pointwise(input, packed, self.bias, "none", [], "")
+        return output
 
     def _apply(self, *arguments: Any, **options: Any) -> PackedLinear:
         # Moved or cast, a parameter stays the same object and may come back to the same place.
@@ -111,14 +125,25 @@ def pack_linears(module: nn.Module) -> int:
         How many layers were replaced; 0 where PyTorch has no oneDNN, or weights were made under
         ``torch.inference_mode()``.
     """
-    if not can_pack():
-        return 0
+    return replace_linears(module, PackedLinear) if can_pack() else 0
+
+
+def replace_linears(module: nn.Module, build: Callable[[nn.Linear], nn.Module]) -> int:
+    """Replace the linear layers below a module, in place.
+
+    Args:
+        module: what holds them; packed ones and other kinds of linear layers are left alone.
+        build: makes the new layer from the old one.
+
+    Returns:
+        How many were replaced.
+    """
     count = 0
     for child in list(module.modules()):
         for name, linear in list(child.named_children()):
             # Weights made in inference mode do not tell when they change: a copy could be an old one.
             if type(linear) is nn.Linear and not linear.weight.is_inference():
-                setattr(child, name, PackedLinear(linear))
+                setattr(child, name, build(linear))
                 count += 1
     return count
 
