@@ -16,6 +16,7 @@ from eval.answers import InputError
 from eval.bench.rivals import build_ours
 from eval.bench.turns import matrix_product, table, take_turns
 from sparse_vlm import SparseFormer
+from sparse_vlm.digits import pack_digits, what_is_missing
 from sparse_vlm.focusing import FocusingStage
 from sparse_vlm.fused import mix_samples
 from sparse_vlm.packed import pack_linears
@@ -47,7 +48,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of `python -m eval.bench parts`."""
     parser.add_argument("--preset", default="sparseformer_btsp_augreg_base", help="our architecture")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8], help="pictures at once")
-    parser.add_argument("--packed", action="store_true", help="with packed linear layers (CPU)")
+    faster = parser.add_mutually_exclusive_group()
+    faster.add_argument("--packed", action="store_true", help="with packed linear layers (CPU)")
+    faster.add_argument(
+        "--digits", type=int, choices=(1, 2, 3), help="with linear layers that multiply digits (AMX)"
+    )
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
@@ -62,14 +67,19 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     if encoder.config.focusing_order[0] != "sample":
         raise InputError(f"--preset {options.preset}: the parts are those of a bootstrapped SparseFormer.")
     encoder.to(device=options.device, dtype=options.torch_dtype)
-    timed = encoder
-    if options.packed:
-        timed = copy.deepcopy(encoder)
-        if not pack_linears(timed):
-            raise InputError("--packed: this PyTorch has no packed linear layers.")
+    timed = copy.deepcopy(encoder)
+    if options.packed and not pack_linears(timed):
+        raise InputError("--packed: this PyTorch has no packed linear layers.")
+    if options.digits is not None:
+        if options.torch_dtype != torch.float32 or options.device != "cpu":
+            raise InputError("--digits is for fp32 on a CPU.")
+        if what_is_missing() is not None:
+            raise InputError(f"--digits: {what_is_missing()}.")
+        pack_digits(timed, options.digits)
     with torch.inference_mode():
         batches = [_measure(encoder, timed, batch, options) for batch in options.batch]
-    return {"preset": options.preset, "packed": options.packed, "batches": batches}
+    way = ", packed" if options.packed else f", {options.digits} digits" if options.digits else ""
+    return {"preset": options.preset, "way": way, "batches": batches}
 
 
 def _measure(
@@ -207,7 +217,6 @@ def _bytes(*things: nn.Module | Tensor) -> int:
 def show(report: dict[str, Any]) -> str:
     """A table a batch size: processor time on a CPU, and the floor by arithmetic or bytes."""
     lines = []
-    packed = ", packed" if report["packed"] else ""
     for part in report["batches"]:
         clock = "cpu" if report["provenance"]["device"].startswith("CPU") else "wall"
         rates, rows = part[clock], []
@@ -234,7 +243,7 @@ def show(report: dict[str, Any]) -> str:
         )
         rows.append(["whole", "", "", f"{rates['whole_ms']:.2f}", "100", "", ""])
         lines.append(
-            f"\n{report['preset']}{packed}, batch {part['batch']}; {clock} time; "
+            f"\n{report['preset']}{report['way']}, batch {part['batch']}; {clock} time; "
             f"in this run {rates['flops'] / 1e9:.0f} GFLOP/s and {rates['bytes_a_second'] / 1e9:.1f} GB/s."
         )
         lines.append(table(["", "GMACs", "MB", "ms", "%", "floor ms", "set by"], rows))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from eval.answers import InputError
 from eval.bench.__main__ import main
 from eval.bench.rivals import build_official, build_vit
 from eval.bench.turns import Laps, ratio, take_turns
+from sparse_vlm.digits import what_is_missing
 
 
 def test_turns_are_taken_in_rounds() -> None:
@@ -27,6 +29,23 @@ def test_ratios_are_taken_round_by_round() -> None:
     assert ratio(slow, fast, "wall").median == 2.0
     assert ratio(slow, fast, "wall").low == ratio(slow, fast, "wall").high == 2.0
     assert ratio(slow, fast, "cpu").median == 0.5
+
+
+@pytest.mark.parametrize(("name", "refused"), [("2 digits", False), ("3 digits", True), ("packed", True)])
+def test_a_variant_that_says_something_else_is_refused(name: str, refused: bool) -> None:
+    from eval.bench.encoder import _check
+    from eval.bench.rivals import build_ours
+
+    ours = build_ours("sparseformer_btsp_openai_clip_base")
+    other = copy.deepcopy(ours)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.mul_(1 + 1e-5)
+    if refused:
+        with pytest.raises(InputError, match=f"Ours, {name}, differs from ours by"):
+            _check(ours, name, other)
+    else:
+        assert 1e-5 < _check(ours, name, other) < 1e-3
 
 
 def test_encoder_bench_writes_a_record(
@@ -49,6 +68,11 @@ def test_encoder_bench_writes_a_record(
     assert record["provenance"]["command"].startswith("python -m eval.bench encoder --preset small")
     assert {"commit", "versions", "device", "date"} <= record["provenance"].keys()
     assert [part["batch"] for part in record["batches"]] == [1, 2]
+    others = record["batches"][0]["candidates"].keys() - {"ours"}
+    assert record["differences"].keys() == others
+    assert all(0 <= difference < 0.1 for difference in record["differences"].values())
+    digits = {"ours, 3 digits", "ours, 2 digits", "ours, 1 digit"}
+    assert digits & others == (set() if what_is_missing() else digits)
     ours = record["batches"][1]["candidates"]["ours"]
     assert ours["gmacs"] > 0.1
     assert ours["wall"]["times_ours"]["median"] == 1

@@ -16,6 +16,7 @@ from eval.bench.data import make_photograph, plain_view
 from eval.bench.estimate import count_parts, work_of
 from eval.bench.rivals import build_ours, count_gmacs
 from sparse_vlm import SparseFormerConfig
+from sparse_vlm.digits import what_is_missing
 from sparse_vlm.packed import PackedLinear
 from sparse_vlm.presets import PRESETS
 
@@ -36,13 +37,27 @@ def _run(tmp_path: Path, *words: str) -> dict[str, Any]:
     return record
 
 
-@pytest.mark.parametrize("flags", [(), ("--packed",)])
+@pytest.mark.parametrize(
+    "flags",
+    [
+        (),
+        ("--packed",),
+        pytest.param(
+            ("--digits", "2"),
+            marks=pytest.mark.skipif(what_is_missing() is not None, reason=f"no digits: {what_is_missing()}"),
+        ),
+    ],
+)
 def test_parts_are_all_there(tmp_path: Path, flags: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     packed = []
     pack = PackedLinear._pack
     monkeypatch.setattr(PackedLinear, "_pack", lambda layer: packed.append(layer) or pack(layer))
     record = _run(tmp_path, "parts", "--preset", "small", "--batch", "2", *flags)
-    assert bool(packed) == bool(flags)
+    assert {type(layer).__name__ for layer in packed} == {
+        (): set(),
+        ("--packed",): {"PackedLinear"},
+        ("--digits", "2"): {"DigitLinear"},
+    }[flags]
     (batch,) = record["batches"]
     inside = sum(part["gmacs"] for part in batch["parts"].values())
     whole = 2 * count_gmacs(build_ours("small"), 224)
@@ -51,6 +66,12 @@ def test_parts_are_all_there(tmp_path: Path, flags: tuple[str, ...], monkeypatch
     assert {"stem", "sampling", "generation of mixing weights", "mixing", "cortex MLP"} <= batch[
         "parts"
     ].keys()
+
+
+def test_digits_are_for_fp32(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["parts", "--preset", "small", "--digits", "3", "--dtype", "bf16"]
+    assert main([*words, "--json", str(tmp_path / "none.jsonl")]) == 2
+    assert "--digits is for fp32 on a CPU" in capsys.readouterr().err
 
 
 def test_checkpointing_takes_less_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import pickle
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,10 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor, nn
 
 from sparse_vlm import SparseFormer, digits
 from sparse_vlm.digits import DigitLinear, DigitWeight, multiply_digits, pack_digits, split_weight
+from sparse_vlm.transform import ImageTransform
 
 needs_kernel = pytest.mark.skipif(
     digits.what_is_missing() is not None, reason=f"no digits here: {digits.what_is_missing()}"
@@ -114,8 +117,9 @@ def test_an_outlier_costs_what_it_costs_in_fp32() -> None:
 def test_empty_rows_give_the_bias_and_bad_ones_spoil_only_themselves() -> None:
     left, right, bias = _draw(20, 70), _draw(18, 70, seed=1), _draw(18, seed=2)
     left[3] = 0
-    left[4] = 1e-38
+    left[4] = 1e-33 * left[5]
     split = split_weight(right, 3)
+    assert not multiply_digits(left, split)[3:5].any()
     good = multiply_digits(left, split, bias)
     assert torch.equal(good[3], bias)
     assert torch.equal(good[4], bias)
@@ -270,3 +274,42 @@ def test_the_kernel_is_compiled_once(
     monkeypatch.setattr(digits.subprocess, "run", None)  # it would fail
     assert digits.what_is_missing() is None
     assert library.stat().st_mtime_ns == made
+
+
+@needs_kernel
+@pytest.mark.real_data
+def test_a_real_vit_says_the_same() -> None:
+    from bootstrap.teacher import load_teacher
+
+    default = Path(__file__).resolve().parents[2] / ".." / "shared" / "data"
+    folder = Path(os.environ.get("SPARSE_VLM_REAL_DATA", default))
+    if not (folder / "vit_tiny_augreg").is_dir() or not (folder / "imagenet_1000").is_dir():
+        pytest.skip(f"no real ViT-Ti and pictures in {folder} (SPARSE_VLM_REAL_DATA)")
+    teacher = load_teacher(str(folder / "vit_tiny_augreg"))
+    transform = ImageTransform(teacher.spec.transform)
+    files = sorted((folder / "imagenet_1000").glob("*.jpg"))
+    ways: dict[str, Callable[[Tensor], Tensor]] = {"fp32": lambda images: teacher(images).pooled}
+    for count in (3, 2, 1):
+        split = copy.deepcopy(teacher)
+        pack_digits(split, count)
+        ways[f"{count} digits"] = lambda images, split=split: split(images).pooled
+    half = copy.deepcopy(teacher).to_bf16()
+    ways["bf16"] = lambda images: half(images).pooled.float()
+    logits: dict[str, list[Tensor]] = {name: [] for name in ways}
+    with torch.inference_mode():
+        for start in range(0, len(files), 50):
+            images = torch.stack([transform(Image.open(file)) for file in files[start : start + 50]])
+            for name, look in ways.items():
+                logits[name].append(look(images))
+    plain = torch.cat(logits["fp32"])
+    errors, same = {}, {}
+    for name in ways:
+        other = torch.cat(logits[name])
+        errors[name] = float((other - plain).abs().max() / plain.abs().max())
+        same[name] = float((other.argmax(1) == plain.argmax(1)).double().mean())
+        print(f"{name}: largest difference {errors[name]:.1e}, same label {same[name]:.1%}")
+    assert same["3 digits"] == 1
+    assert same["2 digits"] >= 0.999
+    assert same["1 digits"] >= 0.96
+    assert errors["3 digits"] < 1e-5
+    assert errors["2 digits"] < 1e-3 < errors["bf16"]
