@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from bootstrap.config import ObjectiveSettings, OptimiserSettings
 from bootstrap.data import PictureBatch, TrainView
+from bootstrap.muon import has_muon
 from bootstrap.optim import build_optimiser
 from bootstrap.student import Student, Targets, weigh
 from bootstrap.targets import LiveTargets, StoredTargets, measure_spreads
@@ -31,6 +32,7 @@ from sparse_vlm.presets import load_preset
 PLAIN = "straightforward loop"
 WARMUP, LIVE, STORED = "ours, warm-up", "ours, live teacher", "ours, stored targets"
 HALF = ", bf16"
+ADAMW, MUON = "AdamW", "Muon and AdamW"
 _TEACHERS = ("vit_b_16", "vit_l_14")
 
 
@@ -53,11 +55,17 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         raise InputError("--batch is at least 1, --warmup a share from 0 to 1, --jpeg WIDTHxHEIGHT.")
     photograph = make_photograph(int(width), int(height))
     teacher = build_teacher(options.teacher).to(options.device, options.torch_dtype)
+    plan = InheritPlan.thirds(teacher.spec.depth, None, None, None)
     with tempfile.TemporaryDirectory() as folder:
-        steps = _build_steps(teacher, photograph, Path(folder), options)
-        laps = take_turns(steps, options.rounds, options.device)
+        steps = _build_steps(teacher, plan, photograph, Path(folder), options)
+        updates = _build_updates(teacher, plan)
+        laps = take_turns(steps | updates, options.rounds, options.device)
     report: dict[str, Any] = {"teacher": options.teacher, "batch": options.batch, "steps": {}}
-    for name, lap in laps.items():
+    report["updates"] = {
+        name: {clock: vars(laps[name].summary(clock)) for clock in ("wall", "cpu")} for name in updates
+    }
+    for name in steps:
+        lap = laps[name]
         report["steps"][name] = {
             clock: {
                 **vars(lap.summary(clock)),
@@ -101,9 +109,8 @@ def _build_student(teacher: Teacher, plan: InheritPlan, objective: ObjectiveSett
 
 
 def _build_steps(
-    teacher: Teacher, photograph: bytes, folder: Path, options: argparse.Namespace
+    teacher: Teacher, plan: InheritPlan, photograph: bytes, folder: Path, options: argparse.Namespace
 ) -> dict[str, Callable[[], Any]]:
-    plan = InheritPlan.thirds(teacher.spec.depth, None, None, None)
     objective = ObjectiveSettings()
     student = _build_student(teacher, plan, objective)
     optimiser = build_optimiser(student.encoder, OptimiserSettings())
@@ -136,6 +143,20 @@ def _build_steps(
         steps[LIVE + HALF] = lambda: ours(rough, False, half=True)
         steps[STORED + HALF] = lambda: ours(stored, False, half=True)
     return steps
+
+
+def _build_updates(teacher: Teacher, plan: InheritPlan) -> dict[str, Callable[[], Any]]:
+    """The optimisers' own work in a step, which does not depend on the number of pictures."""
+    kinds = {ADAMW: OptimiserSettings()}
+    if has_muon():
+        kinds[MUON] = OptimiserSettings(muon_lr=1e-3)
+    updates: dict[str, Callable[[], Any]] = {}
+    for name, settings in kinds.items():
+        student = _build_student(teacher, plan, ObjectiveSettings())
+        for parameter in student.encoder.parameters():
+            parameter.grad = torch.randn_like(parameter) if parameter.requires_grad else None
+        updates[name] = build_optimiser(student.encoder, settings).step
+    return updates
 
 
 def plain_step(
@@ -185,5 +206,8 @@ def show(report: dict[str, Any]) -> str:
     return (
         f"Teacher {report['teacher']}, {report['batch']} pictures a step, decoding included; {clock} time.\n"
         + table(["step", "ms", "pictures/s", "times faster"], rows)
+        + "\nThe optimiser's own part of a step, whatever the number of pictures: "
+        + ", ".join(f"{name} {1e3 * one[clock]['median']:.0f} ms" for name, one in report["updates"].items())
+        + "."
         + f"\nA run with {report['warmup']:.0%} warm-up and targets that were stored before: {whole}."
     )

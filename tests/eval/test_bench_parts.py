@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from bootstrap.muon import has_muon
 from eval.bench import growth, training
 from eval.bench.__main__ import main
 from eval.bench.data import make_photograph, plain_view
@@ -111,6 +112,8 @@ def test_training_steps_are_compared(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert steps[training.PLAIN]["cpu"]["times_faster"]["median"] == 1
     assert record["whole_run"]["wall"] > 0
     assert record["whole_run_bf16"]["wall"] > 0
+    assert set(record["updates"]) == {training.ADAMW} | ({training.MUON} if has_muon() else set())
+    assert all(one["cpu"]["median"] > 0 for one in record["updates"].values())
 
 
 def test_estimate_is_what_its_assumptions_give(tmp_path: Path) -> None:
