@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -98,8 +99,8 @@ class ObjectiveSettings:
             for name in ("handover", "tokens", "pooled_cosine", "pooled", "relations", "handover_end")
         }
         for name, weight in weights.items():
-            if weight < 0:
-                raise ValueError(f"{name} must be 0 or more, got {weight}")
+            if not 0 <= weight < math.inf:
+                raise ValueError(f"{name} must be a number of 0 or more, got {weight}")
         if not 0 <= self.warmup <= 1:
             raise ValueError(f"warmup is a share of the steps, 0 to 1, got {self.warmup}")
         if self.warmup > 0 and not self.handover:
@@ -145,15 +146,17 @@ class OptimiserSettings:
 
     def __post_init__(self) -> None:
         for name in ("lr", "cortex_lr", "muon_lr", "weight_decay", "warmup_steps"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be a number of 0 or more, got {getattr(self, name)}")
+        if not 0 <= self.final_lr <= 1:
+            raise ValueError(f"final_lr is a share of the peak, 0 to 1, got {self.final_lr}")
         if self.muon_lr > 0 and self.lr == 0:
             raise ValueError("muon_lr above 0 needs lr above 0: other parameters learn by it")
         if self.muon_lr > 0 and not has_muon():
             raise ValueError(
                 f"muon_lr needs Muon of PyTorch 2.9 or later, this is {torch.__version__}: set muon_lr to 0"
             )
-        if self.clip_norm <= 0:
+        if not self.clip_norm > 0:
             raise ValueError(f"clip_norm must be above 0, got {self.clip_norm}")
         for name in ("beta1", "beta2", "ema"):
             if not 0 <= getattr(self, name) < 1:
@@ -226,9 +229,10 @@ class BootstrapConfig:
         engine: ``"auto"`` is ``"ddp"`` under torchrun and ``"single"`` otherwise.
         deepspeed: DeepSpeed JSON for ``engine: deepspeed``.
         device: ``"auto"`` takes a GPU if there is one.
-        seed: of weights, order and views.
+        seed: of weights and token counts; ``data.seed`` is that of order and views.
         log_every: write a log line every so many steps.
-        save_every: write a checkpoint every so many steps; 0 for only at the end.
+        save_every: write a checkpoint every so many steps too; there is always one at the end, from before
+            the last evaluation.
         keep_checkpoints: delete older ones.
         figure: a photograph for the RoI picture; by default the first held-out picture.
     """
@@ -260,6 +264,15 @@ class BootstrapConfig:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.save_every < 0:
             raise ValueError(f"save_every must be 0 or more, got {self.save_every}")
+        if self.objective.relations > 0 and self.batch_size < 2:
+            raise ValueError(
+                "objective.relations compares the pictures of a batch with each other: set batch_size to 2 "
+                "or more, or relations to 0"
+            )
+        if self.figure is not None and self.heldout.source is None:
+            raise ValueError(
+                "figure is drawn when held-out pictures are evaluated: name heldout.source, or leave it out"
+            )
         if (self.engine == "deepspeed") != (self.deepspeed is not None):
             raise ValueError("engine=deepspeed and deepspeed=FILE.json go together: set both or neither")
         if self.deepspeed is not None and self.optimiser.muon_lr:

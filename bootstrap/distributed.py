@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from .config import BootstrapConfig
+from .optim import rest_groups
 from .student import Student, Targets
 
 
@@ -92,6 +93,16 @@ class TorchEngine:
         self.optimiser.zero_grad(set_to_none=True)
         return norm
 
+    def rest(self, warming_up: bool, first_after: bool) -> None:
+        """Leave alone what has no part in the warm-up; called before every step, after the learning rates.
+
+        Here such parameters have no gradients, and the optimiser passes them over.
+
+        Args:
+            warming_up: whether this step belongs to the warm-up.
+            first_after: whether it is the first that does not.
+        """
+
     def gather(self, value: Any) -> list[Any]:
         """One value of every process, in the order of ranks, on all of them."""
         if not dist.is_initialized():
@@ -128,6 +139,7 @@ class DeepSpeedEngine(TorchEngine):
         self.settings = read_deepspeed(config)
         super().__init__(config)
         self.engine: Any = None
+        self.inner: torch.optim.Optimizer | None = None
 
     def _init_group(self) -> None:
         import deepspeed
@@ -140,6 +152,7 @@ class DeepSpeedEngine(TorchEngine):
             raise ValueError("engine=deepspeed needs its launcher: deepspeed --module bootstrap.train …")
         import deepspeed
 
+        self.inner = optimiser
         self.parameters = [parameter for parameter in student.parameters() if parameter.requires_grad]
         self.engine, self.optimiser, _, _ = deepspeed.initialize(
             model=student, model_parameters=self.parameters, optimizer=optimiser, config=self.settings
@@ -160,6 +173,12 @@ class DeepSpeedEngine(TorchEngine):
         self.engine.step()
         norm = self.engine.get_global_grad_norm()
         return torch.as_tensor(float(norm) if norm is not None else float("nan"))
+
+    def rest(self, warming_up: bool, first_after: bool) -> None:
+        """DeepSpeed gives parameters without a gradient one of zero: they must not decay, nor count steps."""
+        if self.inner is None:
+            raise RuntimeError("wrap the student first")
+        rest_groups(self.inner, warming_up, first_after)
 
     def save_shards(self, folder: Path) -> None:
         """Every process writes its part of optimiser and weights."""

@@ -17,8 +17,10 @@ from sparse_vlm.encoder import SparseFormer
 
 from .config import HeldoutSettings
 from .data import DataConfig, PictureSource, SkippedPictures, open_source, read_in_order
-from .data.decode import decode_picture
+from .data.decode import BadPictureError, decode_picture
 from .teacher import Teacher
+
+_MAX_PIXELS = 80_000_000
 
 
 class HeldOut:
@@ -145,9 +147,17 @@ class HeldOut:
         return torch.tensor([int(table[name]) for name in names])
 
     def picture(self, path: str | None) -> Image.Image:
-        """The photograph for RoI pictures: a file, or by default the first held-out picture."""
-        data = Path(path).read_bytes() if path else self.source.read(self.kept[0])
-        return decode_picture(data, 80_000_000)
+        """The photograph for RoI pictures: a file, or by default the first held-out picture.
+
+        Raises:
+            ValueError: if the file is none.
+        """
+        if not path:
+            return decode_picture(self.source.read(self.kept[0]), _MAX_PIXELS)
+        try:
+            return decode_picture(Path(path).read_bytes(), _MAX_PIXELS)
+        except (OSError, BadPictureError) as error:
+            raise ValueError(f"figure={path} is no picture that can be read: {error}") from error
 
 
 @torch.inference_mode()

@@ -65,6 +65,7 @@ def run_loop(run: Run) -> None:
         warming_up = step < warmup
         progress = 0.0 if warming_up else (step - warmup) / max(1, config.steps - warmup)
         set_learning_rate(run.optimiser, schedule(step, config.steps, config.optimiser))
+        engine.rest(warming_up, first_after=step == warmup)
         totals: dict[str, Tensor] = {}
         for micro in range(config.accumulate):
             batch, seconds = _next(batches)
@@ -85,11 +86,12 @@ def run_loop(run: Run) -> None:
         pictures = config.batch_size * config.accumulate * engine.world_size
         run.log.advance(pictures)
         logs = done % config.log_every == 0 or done == config.steps
-        saves = config.save_every > 0 and done % config.save_every == 0
-        if logs or saves:
+        others = (config.save_every, config.heldout.every)
+        if logs or any(every > 0 and done % every == 0 for every in others):
             # The one place where the loop waits for the device.
             figures = {name: float(value) for name, value in totals.items()}
-            _check_finite(figures, done, engine)  # before a checkpoint too, which would keep what is broken
+            # Before a checkpoint too, which would keep what is broken, and before an evaluation.
+            _check_finite(figures, done, engine)
             if logs:
                 figures["lr"] = run.optimiser.param_groups[0]["lr"]
                 figures["waited_for_data_s"] = waited

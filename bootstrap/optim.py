@@ -16,6 +16,11 @@ from .muon import MuonAndAdamW
 # Never decayed although they are no vectors: coordinates, and rows that stand for something rather than map
 # something. Matrices and the stem's filters are.
 _NOT_DECAYED = ("initial_rois", "token_embedding", "stage_embedding", "offset_bias", "cls_token", "probe")
+# What the warm-up runs; everything else has no gradient then.
+_WARMING_UP = ("stem.", "focusing.", "cortex.entry_norm.")
+
+# (peak learning rate, has no part in the warm-up) -> parameters.
+_Groups = dict[tuple[float, bool], list[nn.Parameter]]
 
 
 def build_optimiser(encoder: nn.Module, settings: OptimiserSettings) -> torch.optim.Optimizer:
@@ -24,15 +29,20 @@ def build_optimiser(encoder: nn.Module, settings: OptimiserSettings) -> torch.op
     Args:
         encoder: the SparseFormer; frozen parameters are left out.
         settings: learning rates and decays.
+
+    Returns:
+        The optimiser. Its groups also have ``peak_lr``, and ``rests``: whether their parameters have no part
+        in the warm-up.
     """
-    decayed: dict[float, list[nn.Parameter]] = {}
-    others: dict[float, list[nn.Parameter]] = {}
+    decayed: _Groups = {}
+    others: _Groups = {}
     for name, parameter in encoder.named_parameters():
         if not parameter.requires_grad:
             continue
         lr = settings.cortex_lr if name.startswith("cortex.") else settings.lr
         decays = parameter.ndim >= 2 and name.rsplit(".", 1)[-1] not in _NOT_DECAYED
-        (decayed if decays else others).setdefault(lr, []).append(parameter)
+        rests = not name.startswith(_WARMING_UP)
+        (decayed if decays else others).setdefault((lr, rests), []).append(parameter)
     betas = (settings.beta1, settings.beta2)
     fused = _can_fuse(
         [parameter for part in (decayed, others) for group in part.values() for parameter in group]
@@ -41,17 +51,20 @@ def build_optimiser(encoder: nn.Module, settings: OptimiserSettings) -> torch.op
         groups = _group(decayed, weight_decay=settings.weight_decay) + _group(others, weight_decay=0.0)
         return torch.optim.AdamW(groups, betas=betas, fused=fused)
     ratio = settings.muon_lr / settings.lr
-    matrices: dict[float, list[nn.Parameter]] = {}
-    for lr, parameters in decayed.items():
+    matrices: _Groups = {}
+    for (lr, rests), parameters in decayed.items():
         for parameter in parameters:
             # The stem's filters are no matrices.
             kind, rate = (matrices, ratio * lr) if parameter.ndim == 2 else (others, lr)
-            kind.setdefault(rate, []).append(parameter)
+            kind.setdefault((rate, rests), []).append(parameter)
     return MuonAndAdamW(_group(matrices), _group(others), settings.weight_decay, betas, fused)
 
 
-def _group(parameters: dict[float, list[nn.Parameter]], **settings: float) -> list[dict[str, Any]]:
-    return [{"params": group, "lr": lr, "peak_lr": lr, **settings} for lr, group in parameters.items()]
+def _group(parameters: _Groups, **settings: float) -> list[dict[str, Any]]:
+    return [
+        {"params": group, "lr": lr, "peak_lr": lr, "rests": rests, **settings}
+        for (lr, rests), group in parameters.items()
+    ]
 
 
 def _can_fuse(parameters: list[nn.Parameter]) -> bool:
@@ -73,6 +86,23 @@ def set_learning_rate(optimiser: torch.optim.Optimizer, factor: float) -> None:
     """Set every group to its peak learning rate times ``factor``."""
     for group in optimiser.param_groups:
         group["lr"] = group["peak_lr"] * factor
+
+
+def rest_groups(optimiser: torch.optim.Optimizer, warming_up: bool, first_after: bool) -> None:
+    """Leave alone what has no part in the warm-up, under an optimiser that sees gradients of zero there.
+
+    Args:
+        optimiser: from :func:`build_optimiser`, its learning rates set for this step.
+        warming_up: whether this step belongs to the warm-up.
+        first_after: whether it is the first that does not.
+    """
+    for group in optimiser.param_groups:
+        if group["rests"] and warming_up:
+            group["lr"] = 0.0  # the moments stay zero by themselves
+        elif group["rests"] and first_after:
+            for parameter in group["params"]:
+                if parameter in optimiser.state:
+                    optimiser.state[parameter]["step"].zero_()
 
 
 class WeightAverage:

@@ -33,6 +33,7 @@ from .train import bootstrap
 _CONFIG = "configs/bootstrap/quickstart.yaml"
 _TRAIN_SCENES = 4000
 _HELDOUT_SCENES = 1000
+_SCENES_SEED, _SCENES_SIZE = 0, 96
 _SPEED_BATCH = 16
 
 
@@ -88,14 +89,14 @@ def _write_scenes(config: BootstrapConfig, train: int, heldout: int) -> None:
     summary = folder / SUMMARY
     if summary.is_file():
         found = json.loads(summary.read_text(encoding="utf-8"))
-        if all(
-            found.get(name, {}).get("pictures") == n for name, n in (("train", train), ("heldout", heldout))
-        ):
+        counts = {name: found.get(name, {}).get("pictures") for name in ("train", "heldout")}
+        same = (found.get("seed"), found.get("size")) == (_SCENES_SEED, _SCENES_SIZE)
+        if same and counts == {"train": train, "heldout": heldout}:
             return
     print(f"writing {train} + {heldout} scenes to {folder}", file=sys.stderr)
-    failed = write_scenes(
-        ["--out", str(folder), "--train", str(train), "--heldout", str(heldout), "--replace"]
-    )
+    wanted = {"train": train, "heldout": heldout, "seed": _SCENES_SEED, "size": _SCENES_SIZE}
+    words = [word for name, value in wanted.items() for word in (f"--{name}", str(value))]
+    failed = write_scenes(["--out", str(folder), *words, "--replace"])
     if failed:
         raise ValueError(f"the scenes could not be written to {folder}")
 

@@ -40,6 +40,7 @@ def save_state(
     average: WeightAverage | None,
     spreads: Spreads,
     keep: int,
+    teacher_hash: str,
 ) -> Path | None:
     """Write a checkpoint atomically and delete all but the newest ``keep``; called on every process.
 
@@ -68,6 +69,7 @@ def save_state(
             "step": step,
             "streams": streams,
             "average_updates": average.updates if average is not None else 0,
+            "teacher_sha256": teacher_hash,
         }
         (target / "state.json").write_text(json.dumps(state, indent=1), encoding="utf-8")
     for old in list_checkpoints(folder)[:-keep]:
@@ -82,13 +84,20 @@ def load_state(
     engine: TorchEngine,
     stream: PictureStream,
     average: WeightAverage | None,
+    teacher_hash: str,
 ) -> int:
     """Put everything back as it was; returns the step.
 
     Raises:
-        ValueError: if the checkpoint was written by another number of processes or does not fit.
+        ValueError: if the checkpoint was written by another number of processes, beside another teacher, or
+            does not fit.
     """
     state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+    if state.get("teacher_sha256", teacher_hash) != teacher_hash:
+        raise ValueError(
+            f"{path} was written beside a teacher with other weights than teacher.name has now: give it back "
+            "its own, or start a new run"
+        )
     if len(state["streams"]) != engine.world_size:
         raise ValueError(
             f"{path} was written by {len(state['streams'])} processes, this run has {engine.world_size}: "

@@ -79,7 +79,9 @@ class Student(nn.Module):
         """
         if targets.tokens is None or targets.pooled is None:
             focus = self.encoder.focus(images, num_tokens)
-            return {"handover": self._handover(focus.tokens, targets.mid, self._regions(focus.rois))}
+            # As the joint phase compares them: on their way into the first block.
+            entering = self.encoder.cortex.entry_norm(focus.tokens)
+            return {"handover": self._handover(entering, targets.mid, self._regions(focus.rois))}
         weights = self.settings
         output = self.encoder(images, num_tokens, hidden_states=True)
         latents = slice(int(self.encoder.config.cls_token), None)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 import time
 from pathlib import Path
@@ -89,6 +90,7 @@ class _Bootstrap:
         self.resumed = checkpoints[-1] if checkpoints else None
         self.spreads, cls_state = self._measure()
         self.encoder = self._build_encoder(cls_state).to(engine.device)
+        self._check_counts()
         self.encoder.set_grad_checkpointing(student.activation_checkpointing)
         self.optimiser = build_optimiser(self.encoder, config.optimiser)
         self.student = Student(self.encoder, config.objective, self.spreads, self.teacher.spec.grid)
@@ -103,9 +105,13 @@ class _Bootstrap:
         engine.wrap(self.student, self.optimiser)
         self.step = 0
         if self.resumed is not None:
-            self.step = load_state(self.resumed, self.encoder, engine, self.stream, self.average)
+            self.step = load_state(
+                self.resumed, self.encoder, engine, self.stream, self.average, self.teacher_hash
+            )
         heldout = config.heldout.source is not None and engine.is_main
         self.heldout = HeldOut(config.heldout, self.teacher) if heldout else None
+        # Looked at once before hours of training, not only after them.
+        self.picture = self.heldout.picture(config.figure) if self.heldout is not None else None
         if config.teacher.precision == "bf16":
             self.teacher.to_bf16()
         pictures = config.batch_size * config.accumulate * engine.world_size
@@ -160,7 +166,7 @@ class _Bootstrap:
     def _build_encoder(self, cls_state: torch.Tensor | None) -> SparseFormer:
         start_from = self.config.student.start_from
         if start_from is not None:
-            encoder = load_encoder(start_from)
+            encoder = load_encoder(start_from, dtype=torch.float32)  # whatever it was saved in
             if not encoder.transform.config.prepares_like(self.teacher.spec.transform):
                 raise ValueError(
                     f"student.start_from={start_from}: the encoder prepares pictures another way "
@@ -177,6 +183,19 @@ class _Bootstrap:
             write_atomic(self.out / "inheritance.txt", report.table(every_tensor=True) + "\n")
             print(report, file=sys.stderr)
         return encoder
+
+    def _check_counts(self) -> None:
+        """See that the encoder runs with every token count that the settings name."""
+        settings = (
+            ("student.token_counts", self.config.student.token_counts),
+            ("heldout.tokens", self.config.heldout.tokens),
+        )
+        for key, counts in settings:
+            for count in counts:
+                try:
+                    self.encoder.check_tokens(count)
+                except ValueError as error:
+                    raise ValueError(f"{key}: {error}") from None
 
     def _build_targets(self) -> TargetSource:
         live = LiveTargets(self.teacher, self.plan.drop)
@@ -204,7 +223,7 @@ class _Bootstrap:
         config, last = self.config, done == self.config.steps
         if config.heldout.every and done % config.heldout.every == 0 and not last:
             self._evaluate(done)
-        if config.save_every and done % config.save_every == 0 and not last:
+        if last or (config.save_every and done % config.save_every == 0):
             save_state(
                 self.checkpoints,
                 done,
@@ -214,21 +233,27 @@ class _Bootstrap:
                 self.average,
                 self.spreads,
                 config.keep_checkpoints,
+                self.teacher_hash,
             )
 
     def _evaluate(self, step: int) -> dict[str, Any]:
         """Held-out figures, those of other token counts under ``by_tokens``, and a picture of the RoIs."""
-        if self.heldout is None:
+        if self.heldout is None or self.picture is None:
             return {}
         with averaged(self.encoder, self.average):
             figures = self.heldout.score(self.encoder)
+            if not math.isfinite(figures["cosine"]):
+                raise FloatingPointError(
+                    f"the encoder no longer says numbers about held-out pictures at step {step}: lower "
+                    "optimiser.lr or optimiser.clip_norm and start anew"
+                )
             by_tokens = {
                 count: figures
                 if count == self.encoder.config.num_tokens
                 else self.heldout.score(self.encoder, count)
                 for count in self.config.heldout.tokens
             }
-            picture = draw_focus(self.encoder, self.heldout.picture(self.config.figure))
+            picture = draw_focus(self.encoder, self.picture)
         write_atomic(self.out / "figures" / f"rois_{step:08d}.png", picture.save)
         self.log.write(step, figures, kind="heldout")
         for count, scores in by_tokens.items():

@@ -282,19 +282,25 @@ def train(config: TrainLlamaConfig) -> dict[str, Any]:
                 group["lr"] = config.lr * scale
             loss, right = compute_loss(model, eye, batch)
             rights = [*rights[-49:], right.item()]
+            if not math.isfinite(loss.item()):
+                raise FloatingPointError(f"The loss is {loss.item()} at step {step}: lower lr.")
             if step % 20 == 0:
-                if not math.isfinite(loss.item()):
-                    raise FloatingPointError(f"The loss is {loss.item()} at step {step}: lower lr.")
                 bar.set_postfix(loss=f"{loss.item():.3f}", right=f"{sum(rights) / len(rights):.3f}")
                 row = {"step": step, "loss": loss.item(), "answer_tokens_right": sum(rights) / len(rights)}
                 print(json.dumps(row), file=log, flush=True)
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(trained, 1.0)
+            norm = float(torch.nn.utils.clip_grad_norm_(trained, 1.0))
+            if not math.isfinite(norm):  # the weights would be spoiled a step before the loss shows it
+                raise FloatingPointError(f"The gradient norm is {norm} at step {step}: lower lr.")
             optimiser.step()
             bar.update()
+    model.half()  # what is saved
+    broken = [name for name, p in model.named_parameters() if not p.isfinite().all()]
+    if broken:
+        raise FloatingPointError(f"{len(broken)} weights are no numbers after the last step: lower lr.")
     with atomic_directory(config.out, owned=OWNED) as folder:
-        model.half().save_pretrained(folder)
+        model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
     result = {
         "parameters": sum(p.numel() for p in model.parameters()),

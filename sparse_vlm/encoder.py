@@ -84,6 +84,14 @@ class SparseFormer(nn.Module):
         self.focusing.grad_checkpointing = enable
         self.cortex.grad_checkpointing = enable
 
+    def check_tokens(self, num_tokens: int) -> None:
+        """See that this encoder runs with so many tokens per picture, class token included.
+
+        Raises:
+            ValueError: if it does not.
+        """
+        self.focusing.start(1, self._latents(num_tokens))
+
     def focus(self, images: Tensor, num_tokens: int | None = None) -> Focus:
         """Run stem and focusing transformer only; RoIs and sampling points of every step come with it.
 

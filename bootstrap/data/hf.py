@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -64,9 +65,17 @@ class HfSource:
         return f"row {index} ({path})" if path else f"row {index}"
 
     def fingerprint(self) -> str:
-        """Of the number of rows, the column, and some rows' names."""
-        step = max(len(self) // 16, 1)
-        return digest([str(len(self)), self.column, *(self.name(row) for row in range(0, len(self), step))])
+        """Of the number of rows, the column, and some rows' names and contents: most rows have no names."""
+        rows = range(0, len(self), max(len(self) // 16, 1))
+        return digest(
+            [str(len(self)), self.column, *(f"{self.name(row)} {self._content(row)}" for row in rows)]
+        )
+
+    def _content(self, index: int) -> str:
+        try:
+            return hashlib.sha256(self.read(index)).hexdigest()
+        except BadPictureError as error:
+            return error.reason
 
 
 def _load(path: Path, split: str | None) -> Any:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from bootstrap.data.concat import ConcatSource
 from bootstrap.data.config import DataConfig
+from bootstrap.data.decode import EXTENSIONS
 from bootstrap.data.folder import FolderSource
 from bootstrap.data.source import AnySource, PictureSource
 from bootstrap.data.tars import open_tars
@@ -71,6 +72,11 @@ def guess_kind(source: str) -> str:
             return "hf"
         suffixes = {Path(name).suffix.lower() for name in names}
         if ".tar" in suffixes:
+            if suffixes & set(EXTENSIONS):
+                raise ValueError(
+                    f"data.source {source!r} holds both pictures and tars: say which are meant with "
+                    "data.kind=folder or data.kind=tars"
+                )
             return "tars"
         return "hf" if suffixes & {".parquet", ".arrow"} else "folder"
     if path.is_file() and path.suffix.lower() in (".parquet", ".arrow"):

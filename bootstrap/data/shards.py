@@ -7,6 +7,7 @@ through the webdataset library, which knows them.
 from __future__ import annotations
 
 import contextlib
+import http.client
 import logging
 import tarfile
 import time
@@ -22,6 +23,28 @@ _log = logging.getLogger(__name__)
 
 _ATTEMPTS = 3
 _TIMEOUT_SECONDS = 60
+
+
+class StrictTarInfo(tarfile.TarInfo):
+    """A tar's header that says so when it is damaged.
+
+    The library's own takes a header that it cannot read, or a file that stops before one, for the end of the
+    archive, unless it is the first.
+    """
+
+    @classmethod
+    def fromtarfile(cls, archive: tarfile.TarFile) -> StrictTarInfo:
+        """Reads the next header.
+
+        Raises:
+            tarfile.ReadError: if it is damaged or missing.
+        """
+        try:
+            return super().fromtarfile(archive)
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]  # the empty blocks that end a whole archive
+            raise
+        except tarfile.HeaderError as error:
+            raise tarfile.ReadError(f"no header at byte {archive.offset}: {error}") from error
 
 
 class StreamedPicture(NamedTuple):
@@ -59,7 +82,7 @@ class StreamedShards:
                     failures = 0
                     yield picture
                 return
-            except (OSError, EOFError, tarfile.TarError, ValueError) as error:
+            except (OSError, EOFError, tarfile.TarError, ValueError, http.client.HTTPException) as error:
                 failures += 1
                 if failures >= _ATTEMPTS:
                     _log.warning(
@@ -89,7 +112,10 @@ def _read_tar(shard: str, start: int) -> Iterator[StreamedPicture]:
     count = 0
     last_key: str | None = None
     label = Path(shard.split()[-1] if shard.startswith("pipe:") else shard).name
-    with _open_stream(shard) as stream, tarfile.open(fileobj=stream, mode="r|*") as archive:
+    with (
+        _open_stream(shard) as stream,
+        tarfile.open(fileobj=stream, mode="r|*", tarinfo=StrictTarInfo) as archive,
+    ):
         while (member := archive.next()) is not None:
             archive.members = []  # type: ignore[attr-defined]  # or every header is kept
             key = picture_key(member.name) if member.isreg() else None

@@ -21,13 +21,13 @@ import braceexpand
 import numpy as np
 
 from bootstrap.data.decode import EXTENSIONS, BadPictureError
-from bootstrap.data.shards import StreamedShards, picture_key
+from bootstrap.data.shards import StreamedShards, StrictTarInfo, picture_key
 from bootstrap.data.source import digest
 from sparse_vlm.atomic import write_atomic
 
 _log = logging.getLogger(__name__)
 
-_INDEX_VERSION = "1"
+_INDEX_VERSION = "2"
 _MOST_OPEN_FILES = 64
 
 
@@ -165,7 +165,7 @@ def build_index(shard: str) -> TarIndex:
     sizes: list[int] = []
     last_key: str | None = None
     try:
-        with tarfile.open(shard, mode="r:") as archive:
+        with tarfile.open(shard, mode="r:", tarinfo=StrictTarInfo) as archive:
             while (member := archive.next()) is not None:
                 archive.members = []  # type: ignore[attr-defined]  # or a large tar keeps every header
                 key = picture_key(member.name) if member.isreg() and not member.issparse() else None

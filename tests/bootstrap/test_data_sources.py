@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import http.server
 import os
 import pickle
@@ -9,6 +10,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -179,6 +181,40 @@ def test_damaged_tar_is_used_up_to_the_damage(shards: Path, caplog: pytest.LogCa
         source.read(2)
 
 
+@pytest.mark.parametrize("damage", ["overwritten", "cut inside", "cut before"])
+@pytest.mark.parametrize("way", ["file", "stream"])
+def test_a_damaged_header_is_not_the_end(
+    damage: str, way: str, shards: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = shards / "train-001.tar"
+    header = int(build_index(str(path)).offsets[2]) - 512
+    data = path.read_bytes()
+    path.write_bytes(
+        {
+            "overwritten": data[:header] + b"?" * 512 + data[header + 512 :],
+            "cut inside": data[: header + 100],
+            "cut before": data[:header],
+        }[damage]
+    )
+    if way == "file":
+        assert len(open_tars(str(path))) == 2  # type: ignore[arg-type]
+        assert "train-001.tar is damaged after 2 pictures" in caplog.text
+    else:
+        source = StreamedShards([str(path)], "remote", pause_seconds=0.0)
+        assert [picture.member for picture in source.stream(0)] == [0, 1]
+        assert "train-001.tar given up after 2 pictures and 3 attempts" in caplog.text
+
+
+def test_a_broken_chunked_connection_is_given_up_too(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    import bootstrap.data.shards as module
+
+    monkeypatch.setattr(module, "_read_tar", Mock(side_effect=http.client.IncompleteRead(b"")))
+    assert list(StreamedShards(["http://x/a.tar"], "remote", pause_seconds=0.0).stream(0)) == []
+    assert "a.tar given up after 0 pictures and 3 attempts" in caplog.text
+
+
 def test_tars_without_pictures_are_refused(tmp_path: Path) -> None:
     files.write_tar(tmp_path / "a.tar", {"a.txt": b"x"})
     with pytest.raises(ValueError, match=r"no pictures in the 1 tar\(s\) of '.*a\.tar'"):
@@ -263,6 +299,16 @@ def test_datasets_on_disk(form: str, tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert source.name(3) == "row 3 (3.jpg)"
 
 
+def test_rows_without_names_are_known_by_what_they_hold(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    prints = []
+    for name, order in (("a", (0, 1, 2)), ("b", (2, 1, 0)), ("c", (0, 1, 2))):
+        rows = {"jpg": [files.jpeg(number) for number in order]}
+        datasets.Dataset.from_dict(rows).save_to_disk(str(tmp_path / name))
+        prints.append(open_source(DataConfig(str(tmp_path / name))).fingerprint())
+    assert prints[0] == prints[2] != prints[1]
+
+
 def test_dataset_splits_and_columns(tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
     both = datasets.DatasetDict({"train": make_dataset(4), "test": make_dataset(2)})
@@ -305,6 +351,12 @@ def test_guess_kind(folder: Path, shards: Path, tmp_path: Path) -> None:
     assert guess_kind(str(folder)) == "folder"
     assert guess_kind(str(shards)) == "tars"
     assert guess_kind("pipe:cat x") == "tars"
+    (shards / "stray.JPG").write_bytes(files.jpeg(0))
+    with pytest.raises(
+        ValueError, match=r"holds both pictures and tars: .*data\.kind=folder or data\.kind=tars"
+    ):
+        guess_kind(str(shards))
+    (shards / "stray.JPG").unlink()
     assert guess_kind("s3://bucket/x.tar") == "tars"
     (tmp_path / "p").mkdir()
     (tmp_path / "p" / "x.parquet").write_bytes(b"")

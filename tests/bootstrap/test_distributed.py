@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -38,10 +40,16 @@ def test_two_processes_train_one_student_and_resume(write_run: Write, tmp_path: 
     done = _torchrun(write_run("whole", **changes))
     assert done.returncode == 0, done.stderr[-2000:]
     assert [line["step"] for line in read_log(tmp_path / "whole" / "log.jsonl")] == [1, 2, 3, 4, 5, 6]
-    checkpoint = list_checkpoints(tmp_path / "whole" / "checkpoints")[-1]
+    # Both processes' gradients count: as many pictures in one process give the same norm.
+    alone = {**changes, "batch_size": 4}
+    bootstrap(read_config(write_run("alone", **alone)))
+    norms = [read_log(tmp_path / name / "log.jsonl")[0]["gradient_norm"] for name in ("whole", "alone")]
+    assert norms[0] == pytest.approx(norms[1], rel=1e-3)
+    checkpoint, last = list_checkpoints(tmp_path / "whole" / "checkpoints")
     streams = json.loads((checkpoint / "state.json").read_text())["streams"]
     assert [stream["order"]["rank"] for stream in streams] == [0, 1]
     # Take away the end and go on from step 3: the same weights, bit for bit.
+    shutil.rmtree(last)
     first = load_file(str(tmp_path / "whole" / "encoder" / "model.safetensors"))
     for name in ("config.json", "model.safetensors", "preprocessor_config.json", "provenance.json"):
         (tmp_path / "whole" / "encoder" / name).unlink()
@@ -56,6 +64,37 @@ def test_two_processes_train_one_student_and_resume(write_run: Write, tmp_path: 
     (tmp_path / "whole" / "encoder").rmdir()
     with pytest.raises(ValueError, match="was written by 2 processes, this run has 1"):
         bootstrap(read_config(tmp_path / "whole.yaml"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [0, 2])
+def test_deepspeed_trains_what_one_process_trains(stage: int, write_run: Write, tmp_path: Path) -> None:
+    pytest.importorskip("deepspeed")
+    (tmp_path / "ds.json").write_text(json.dumps({"zero_optimization": {"stage": stage}}))
+    # Large enough for a resting block's decay, or its optimiser's count of steps, to show.
+    optimiser = {"lr": 2e-3, "cortex_lr": 2e-3, "warmup_steps": 1, "weight_decay": 0.5}
+    settings: dict[str, Any] = {"steps": 6, "objective": {"warmup": 0.5}, "optimiser": optimiser}
+    bootstrap(read_config(write_run("plain", **settings)))
+    path = write_run("deepspeed", engine="deepspeed", deepspeed=str(tmp_path / "ds.json"), **settings)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    done = subprocess.run(
+        [sys.executable, "-m", "bootstrap.train", str(path)],
+        env={**os.environ, **alone, **meeting, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    plain, ours = (read_log(tmp_path / name / "log.jsonl") for name in ("plain", "deepspeed"))
+    assert [line["loss"] for line in ours] == pytest.approx([line["loss"] for line in plain], rel=1e-4)
+    weights = [load_file(str(tmp_path / n / "encoder" / "model.safetensors")) for n in ("plain", "deepspeed")]
+    for name, value in weights[0].items():
+        assert float(weights[1][name].norm()) == pytest.approx(float(value.norm()), rel=1e-4, abs=1e-5), name
 
 
 def _deepspeed_config(write_run: Write, tmp_path: Path, values: object, **changes: Any) -> Any:

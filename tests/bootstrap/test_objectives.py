@@ -102,7 +102,7 @@ def test_the_handover_weight_falls_linearly() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"tokens": -1.0}, "tokens must be 0 or more"),
+        ({"tokens": -1.0}, "tokens must be a number of 0 or more"),
         ({"warmup": 1.5}, "warmup is a share"),
         ({"handover": 0.0, "warmup": 0.2}, "set handover above 0 or warmup to 0"),
         ({"handover": 0.0, "tokens": 0.0, "pooled": 0.0, "warmup": 0.0}, "nothing to learn"),

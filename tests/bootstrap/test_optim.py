@@ -9,7 +9,7 @@ from torch import nn
 from bootstrap.config import BootstrapConfig, OptimiserSettings, TeacherSettings
 from bootstrap.data.config import DataConfig
 from bootstrap.muon import MuonAndAdamW, has_muon
-from bootstrap.optim import build_optimiser, set_learning_rate
+from bootstrap.optim import WeightAverage, build_optimiser, rest_groups, set_learning_rate
 from bootstrap.state import _optimiser_state, _restore_optimiser
 from sparse_vlm import SparseFormer, SparseFormerConfig, build_encoder
 
@@ -61,6 +61,47 @@ def test_every_parameter_has_its_learning_rate_and_decay(muon_lr: float) -> None
     assert found[embedding] == (4e-3, 0.0, False)
 
 
+def test_what_rests_in_the_warm_up_is_left_alone_by_gradients_of_zero() -> None:
+    """As DeepSpeed's engine steps, beside plain PyTorch, which has no gradient there."""
+    settings = OptimiserSettings(lr=1e-3, cortex_lr=1e-3, weight_decay=0.5)
+    plain, zeros = build(), build()
+    optimisers = {encoder: build_optimiser(encoder, settings) for encoder in (plain, zeros)}
+    for number, warming_up in enumerate((True, True, True, False, False)):
+        images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(number))
+        for encoder, optimiser in optimisers.items():
+            set_learning_rate(optimiser, 1.0)
+            out = encoder.focus(images).tokens if warming_up else encoder(images).pooled
+            out.square().mean().backward()
+            if encoder is zeros:
+                rest_groups(optimiser, warming_up, first_after=number == 3)
+                for parameter in encoder.parameters():
+                    if parameter.grad is None:
+                        parameter.grad = torch.zeros_like(parameter)
+            optimiser.step()
+            optimiser.zero_grad()
+    resting = [name for name, _ in plain.named_parameters() if not name.startswith(("stem.", "focusing."))]
+    assert len(resting) > 10
+    start = build()
+    assert not torch.equal(plain.get_parameter(resting[0]), start.get_parameter(resting[0]))
+    for name, parameter in plain.named_parameters():
+        torch.testing.assert_close(zeros.get_parameter(name), parameter, msg=name)
+
+
+def test_the_average_forgets_early_weights() -> None:
+    weight = nn.Parameter(torch.zeros(1))
+    average = WeightAverage([("weight", weight)], 0.999)
+    for value in range(1, 21):
+        with torch.no_grad():
+            weight.fill_(float(value))
+        average.update([("weight", weight)])
+    expected = 0.0
+    for count in range(1, 21):
+        decay = min(0.999, (1 + count) / (10 + count))
+        expected = decay * expected + (1 - decay) * count
+    assert average.shadow["weight"].item() == pytest.approx(expected, rel=1e-5)
+    assert expected > 10  # at 0.999 from the start it would be 0.2
+
+
 @needs_muon
 def test_the_schedule_reaches_both_optimisers() -> None:
     encoder = build()
@@ -110,7 +151,7 @@ def test_what_is_remembered_comes_back(muon_lr: float) -> None:
 
 
 def test_muon_where_it_cannot_work_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ValueError, match="muon_lr must be 0 or more"):
+    with pytest.raises(ValueError, match="muon_lr must be a number of 0 or more"):
         OptimiserSettings(muon_lr=-1.0)
     with pytest.raises(ValueError, match="needs lr above 0"):
         OptimiserSettings(muon_lr=1e-3, lr=0.0)

@@ -10,7 +10,10 @@ from pathlib import Path
 import pytest
 
 from bootstrap import quickstart
+from bootstrap.config import BootstrapConfig, TeacherSettings
+from bootstrap.data.config import DataConfig
 from bootstrap.report import main as write_report
+from bootstrap.scenes.__main__ import main as write_scenes
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -70,6 +73,20 @@ def test_pictures_of_ones_own_are_not_written_over(
     with pytest.raises(SystemExit, match=r"FOLDER/train/images"):
         quickstart.main(["--config", config, f"data.source={source}"])
     assert (tmp_path / source / "photograph.jpg").read_text() == "mine"
+
+
+def test_scenes_of_another_kind_are_written_anew(tmp_path: Path) -> None:
+    folder = tmp_path / "scenes"
+    source = DataConfig(str(folder / "train" / "images"))
+    config = BootstrapConfig(out="x", teacher=TeacherSettings("y"), data=source, steps=1)
+    others = ["--out", str(folder), "--train", "3", "--heldout", "2", "--seed", "7", "--size", "32"]
+    assert write_scenes(others) == 0
+    quickstart._write_scenes(config, 3, 2)
+    summary = json.loads((folder / "scenes.json").read_text())
+    assert (summary["seed"], summary["size"]) == (0, 96)
+    made = (folder / "scenes.json").stat().st_mtime_ns
+    quickstart._write_scenes(config, 3, 2)
+    assert (folder / "scenes.json").stat().st_mtime_ns == made
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from unittest.mock import Mock
+
 import pytest
 import torch
 
 from bootstrap.config import ObjectiveSettings
 from bootstrap.objectives import match_handover, match_tokens, pool_rois
 from bootstrap.student import Spreads, Student, Targets
+from bootstrap.targets import measure_spreads
+from bootstrap.teacher import TeacherOutput
 from sparse_vlm import SparseFormer, SparseFormerConfig, build_encoder
 from tests.bootstrap.conftest import TINY_STUDENT
 
@@ -59,6 +63,30 @@ def test_the_warm_up_runs_the_focusing_transformer_alone(encoder: SparseFormer) 
     distances["handover"].backward()
     assert encoder.cortex.blocks[0].attn.qkv.weight.grad is None  # type: ignore[union-attr]
     assert encoder.stem.conv.weight.grad is not None
+
+
+def test_the_warm_up_and_the_joint_phase_compare_the_same_tokens() -> None:
+    """With no block dropped, a CLIP's entry norm stands before what the teacher's first block reads."""
+    torch.manual_seed(0)
+    small = {**TINY_STUDENT, "width": 16, "depth": 2, "heads": 2, "mlp_width": 32, "output_width": 6}
+    encoder = build_encoder(SparseFormerConfig(**small, entry_norm=True))
+    torch.nn.init.normal_(encoder.cortex.entry_norm.weight)
+    student = Student(encoder, ObjectiveSettings(), Spreads(*(torch.ones(w) for w in (16, 16, 6))), GRID)
+    images, targets = torch.randn(2, 3, 32, 32), _targets(final=True)
+    warm = student(images, Targets(targets.mid, None, None))["handover"]
+    torch.testing.assert_close(warm, student(images, targets)["handover"])
+
+
+def test_a_channel_that_never_moves_keeps_a_small_unit() -> None:
+    outputs = torch.randn(8, 9, 16, generator=torch.Generator().manual_seed(0))
+    outputs[..., 3] = 1.0
+    answer = TeacherOutput(outputs[:, 0], outputs, None, outputs, None, GRID)
+    teacher = Mock(return_value=answer)
+    teacher.spec = Mock(width=16, embedding_width=16)
+    spreads, _ = measure_spreads(teacher, 0, [torch.zeros(8, 3, 4, 4)])
+    for spread in spreads:
+        assert spread[3] == pytest.approx(1e-2 * float(spread.sum() / 16), rel=0.02)
+        assert spread[0] == pytest.approx(1.0, abs=0.7)
 
 
 def test_the_published_idea_alone(encoder: SparseFormer) -> None:

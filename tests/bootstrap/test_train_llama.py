@@ -109,6 +109,19 @@ def test_the_recipe_trains_and_its_result_loads(tmp_path: Path, capsys: pytest.C
     assert "heads must divide width" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("steps", [1, 2, 8])
+def test_a_model_of_no_numbers_is_not_saved(
+    steps: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny = ["model.width=32", "model.mlp_width=48", "model.depth=1", "model.heads=2", "model.vocabulary=300"]
+    small = ["batch_size=2", "grids=[3]", "tokenizer_scenes=4", "final_scenes=2", "warmup_steps=1"]
+    config = tmp_path / "c.yaml"
+    config.write_text(f"out: {tmp_path / 'llama'}\n")
+    assert main([str(config), *tiny, *small, f"steps={steps}", "lr=1e30"]) == 1
+    assert "lower lr" in capsys.readouterr().err
+    assert not (tmp_path / "llama").exists()
+
+
 def test_the_shipped_model_knows_the_words_of_scenes() -> None:
     settings = yaml.safe_load((ROOT / "configs" / "scenes" / "llama.yaml").read_text())
     config = build_settings(TrainLlamaConfig, settings, (), "llama.yaml")

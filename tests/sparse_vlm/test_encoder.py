@@ -193,6 +193,20 @@ def test_class_token_is_first_and_pooled(build_tiny: Callable[..., SparseFormer]
     assert (states[0][:, 0] == encoder.cortex.cls_token).all()
 
 
+def test_the_mean_leaves_the_class_token_out(pictures: Tensor) -> None:
+    config = SparseFormerConfig(
+        stem_channels=8, num_latents=4, focusing_width=16, focusing_heads=2, focusing_mlp_width=16,
+        focusing_repeats=1, num_points=4, mixing_points=4, generator_width=4, handover_generator_width=4,
+        width=16, depth=1, heads=2, mlp_width=16, output_width=0, head_bias=False, cls_token=True,
+        pooling="mean",
+    )  # fmt: skip
+    head = build_encoder(config).head
+    tokens = torch.randn(2, 5, 16)
+    torch.testing.assert_close(head(tokens)[1], head.norm(tokens[:, 1:].mean(dim=1)))
+    changed = torch.cat((torch.randn(2, 1, 16), tokens[:, 1:]), dim=1)
+    torch.testing.assert_close(head(changed)[1], head(tokens)[1])
+
+
 def test_activations_differ(build_tiny: Callable[..., SparseFormer], pictures: Tensor) -> None:
     outputs = [build_tiny(activation=word)(pictures).pooled for word in ("gelu", "quick_gelu", "gelu_tanh")]
     assert (outputs[0] - outputs[1]).abs().max() > 1e-4
