@@ -1,11 +1,11 @@
 """Linear layers in fp32 by products of whole numbers: for inference on an x86 CPU with AMX.
 
-Such a processor multiplies 8-bit whole numbers some thirty times as fast as fp32. So a row of the input and a
-row of the weight are each written as digits in base 256, times one number that makes the row's largest entry
-the largest that fits. Pairs of digits are multiplied and summed without rounding, and the sums put together
-in fp32: the scheme of Ozaki et al. (Numerical Algorithms 59, 2012), on whole numbers Ootomo et al. (arXiv
-2306.11975). Three digits have the 24 bits of fp32, and errors no larger than those of a product in fp32; two
-have 16 bits, one has 8.
+Such a processor does 32 times as many operations a cycle on 8-bit whole numbers as in fp32 (2,048 and 64).
+So a row of the input and a row of the weight are each written as digits in base 256, times one number that
+makes the row's largest entry the largest that fits. Pairs of digits are multiplied and summed without
+rounding, and the sums put together in fp32: the scheme of Ozaki et al. (Numerical Algorithms 59, 2012), on
+whole numbers Ootomo et al. (arXiv 2306.11975). Three digits have the 24 bits of fp32, and errors no larger
+than those of a product in fp32; two have 16 bits, one has 8.
 
 >>> from sparse_vlm.digits import pack_digits
 >>> pack_digits(encoder)                         # doctest: +SKIP
