@@ -279,6 +279,7 @@ def test_the_kernel_is_compiled_once(
 @needs_kernel
 @pytest.mark.real_data
 def test_a_real_vit_says_the_same() -> None:
+    pytest.importorskip("timm")
     from bootstrap.teacher import load_teacher
 
     default = Path(__file__).resolve().parents[2] / ".." / "shared" / "data"
