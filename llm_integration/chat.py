@@ -17,6 +17,8 @@ from typing import Any, TextIO
 from PIL import Image
 from transformers.utils import logging as transformers_logging
 
+from sparse_vlm.digits import DigitsError, pack_digits
+
 from .assemble import DTYPES
 from .generate import Chat, build_message, load_chat, open_picture
 
@@ -87,6 +89,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--port", type=int, help="of the page; 0 for any free one (default 7860)")
     parser.add_argument("--device", help="by default the first GPU where there is one")
     parser.add_argument("--dtype", choices=list(DTYPES), help="precision (default: the checkpoint's)")
+    parser.add_argument(
+        "--digits",
+        type=int,
+        choices=(1, 2, 3),
+        help="on a CPU with AMX, in fp32: multiply so many 8-bit digits; 3 are as precise as fp32, 2 nearly",
+    )
     options = parser.parse_args(arguments)
     if options.port is not None and not options.web:
         parser.error("--port is of the page: say --web, too")
@@ -96,6 +104,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         picture = open_picture(options.image) if options.image else None
         chat = load_chat(options.model, options.device, DTYPES[options.dtype] if options.dtype else None)
+        if options.digits is not None:
+            pack_digits(chat.model, options.digits, strict=True)
         if options.web:
             from .web import build_app, serve
 
@@ -103,6 +113,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             app = build_app(chat, title, options.max_new_tokens, options.temperature)
             serve(app, 7860 if options.port is None else options.port)
             return
+    except DigitsError as error:
+        parser.exit(2, f"error: --digits {options.digits}: {error} (--device cpu --dtype float32)\n")
     except (ValueError, OSError) as error:
         parser.exit(2, f"error: {error}\n")
     print(f"{options.model}: a picture is {chat.visual_tokens} tokens; /image FILE, /new, /quit")

@@ -98,12 +98,13 @@ class DigitLinear(PackedLinear):
         return multiply_digits(rows, packed, self.bias).view(*input.shape[:-1], self.out_features)
 
 
-def pack_digits(module: nn.Module, digits: int = 3) -> int:
+def pack_digits(module: nn.Module, digits: int = 3, strict: bool = False) -> int:
     """Replace the linear layers below a module by ones that multiply digits, in place.
 
     Args:
         module: an encoder, usually, in fp32. Digits take a byte each beside the four of every weight.
         digits: 3 for what fp32 says, 2 for errors of some 1e-4 of the largest entry, 1 for some 1e-2.
+        strict: refuse a machine or a module that this is not for, instead of leaving it as it is.
 
     Returns:
         How many layers were replaced; 0, with a warning that says what is missing, where the kernel does
@@ -111,10 +112,17 @@ def pack_digits(module: nn.Module, digits: int = 3) -> int:
 
     Raises:
         ValueError: for another number of digits.
+        DigitsError: if ``strict``, where the kernel does not run or weights are not in fp32 on the CPU.
     """
     if digits not in _TOLERANCE:
         raise ValueError(f"digits must be 1, 2 or 3, got {digits!r}")
     missing = what_is_missing()
+    if strict and missing is not None:
+        raise DigitsError(missing)
+    weights = {(p.device.type, p.dtype) for p in module.parameters() if p.is_floating_point()}
+    if strict and weights != {("cpu", torch.float32)}:
+        found = ", ".join(sorted(f"{dtype} on {device}" for device, dtype in weights))
+        raise DigitsError(f"digits are for weights in torch.float32 on cpu, and these are {found}")
     if missing is not None:
         warnings.warn(f"linear layers stay as they are: {missing}", stacklevel=2)
         return 0

@@ -10,6 +10,7 @@ from eval.bench.turns import table
 from eval.costs.clock import Measured, measure
 from eval.costs.count import count_costs
 from eval.costs.shapes import build_subject, list_llms, list_towers
+from sparse_vlm.digits import DigitsError, pack_digits
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,6 +25,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--words", type=int, default=64, help="tokens of a question (default 64)")
     parser.add_argument("--answer", type=int, default=16, help="tokens of an answer (default 16)")
     parser.add_argument("--batch", type=int, nargs="+", default=[1], help="questions at once")
+    parser.add_argument(
+        "--digits", type=int, choices=(1, 2, 3), help="towers and language models multiply digits (AMX, fp32)"
+    )
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
@@ -39,12 +43,19 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     for name in options.tower:
         counts[name] = count_costs(build_subject(name, options.llm, "meta", dtype), options.words)
     subjects = [build_subject(name, options.llm, device, dtype) for name in options.tower]
+    for subject in subjects:
+        if options.digits is not None:
+            try:
+                pack_digits(subject.model, options.digits, strict=True)
+            except DigitsError as error:
+                raise InputError(f"--digits: {error}.") from None
     batches = []
     for batch in options.batch:
         measured = measure(subjects, batch, options.words, options.rounds, device)
         batches.append({"batch": batch, "towers": _describe(measured, options)})
     return {
         "llm": options.llm,
+        "digits": options.digits,
         "words": options.words,
         "answer": options.answer,
         "gmacs": {name: count.total_gmacs for name, count in counts.items()},
@@ -71,7 +82,8 @@ def show(report: dict[str, Any]) -> str:
     """First token, following tokens, questions per second."""
     base = next(iter(report["gmacs"].values()))
     asked = f"{report['words']} words asked, {report['answer']} tokens answered"
-    lines = [f"{report['llm']} Llama, {asked}; wall clock."]
+    way = f", {report['digits']} digits" if report["digits"] else ""
+    lines = [f"{report['llm']} Llama{way}, {asked}; wall clock."]
     for part in report["batches"]:
         rows = []
         for name, row in part["towers"].items():

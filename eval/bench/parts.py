@@ -16,7 +16,7 @@ from eval.answers import InputError
 from eval.bench.rivals import build_ours
 from eval.bench.turns import matrix_product, table, take_turns
 from sparse_vlm import SparseFormer
-from sparse_vlm.digits import pack_digits, what_is_missing
+from sparse_vlm.digits import DigitsError, pack_digits
 from sparse_vlm.focusing import FocusingStage
 from sparse_vlm.fused import mix_samples
 from sparse_vlm.packed import pack_linears
@@ -71,11 +71,10 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     if options.packed and not pack_linears(timed):
         raise InputError("--packed: this PyTorch has no packed linear layers.")
     if options.digits is not None:
-        if options.torch_dtype != torch.float32 or options.device != "cpu":
-            raise InputError("--digits is for fp32 on a CPU.")
-        if what_is_missing() is not None:
-            raise InputError(f"--digits: {what_is_missing()}.")
-        pack_digits(timed, options.digits)
+        try:
+            pack_digits(timed, options.digits, strict=True)
+        except DigitsError as error:
+            raise InputError(f"--digits: {error}.") from None
     with torch.inference_mode():
         batches = [_measure(encoder, timed, batch, options) for batch in options.batch]
     way = ", packed" if options.packed else f", {options.digits} digits" if options.digits else ""

@@ -17,11 +17,13 @@ from eval.bench.data import make_photograph, plain_view
 from eval.bench.estimate import count_parts, work_of
 from eval.bench.rivals import build_ours, count_gmacs
 from sparse_vlm import SparseFormerConfig
-from sparse_vlm.digits import what_is_missing
+from sparse_vlm.digits import DigitLinear, what_is_missing
 from sparse_vlm.packed import PackedLinear
 from sparse_vlm.presets import PRESETS
 
 SMALL = SparseFormerConfig(width=64, depth=2, heads=4, mlp_width=64, focusing_width=32, focusing_heads=2)
+
+_NEEDS_DIGITS = pytest.mark.skipif(what_is_missing() is not None, reason=f"no digits: {what_is_missing()}")
 
 
 @pytest.fixture(autouse=True)
@@ -43,10 +45,7 @@ def _run(tmp_path: Path, *words: str) -> dict[str, Any]:
     [
         (),
         ("--packed",),
-        pytest.param(
-            ("--digits", "2"),
-            marks=pytest.mark.skipif(what_is_missing() is not None, reason=f"no digits: {what_is_missing()}"),
-        ),
+        pytest.param(("--digits", "2"), marks=_NEEDS_DIGITS),
     ],
 )
 def test_parts_are_all_there(tmp_path: Path, flags: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,7 +71,9 @@ def test_parts_are_all_there(tmp_path: Path, flags: tuple[str, ...], monkeypatch
 def test_digits_are_for_fp32(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["parts", "--preset", "small", "--digits", "3", "--dtype", "bf16"]
     assert main([*words, "--json", str(tmp_path / "none.jsonl")]) == 2
-    assert "--digits is for fp32 on a CPU" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "--digits: " in said
+    assert "these are torch.bfloat16 on cpu" in said or "lacks" in said
 
 
 def test_checkpointing_takes_less_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,9 +132,16 @@ def test_estimate_is_what_its_assumptions_give(tmp_path: Path) -> None:
     assert row["read_terabytes"] == pytest.approx(0.22)
 
 
-def test_answer_bench(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "flags", [(), pytest.param(("--digits", "2"), marks=_NEEDS_DIGITS)], ids=["plain", "digits"]
+)
+def test_answer_bench(tmp_path: Path, flags: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    products = []
+    multiply = DigitLinear._multiply
+    monkeypatch.setattr(DigitLinear, "_multiply", lambda *words: products.append(1) or multiply(*words))
     words = ("--tower", "sf_b_49", "--llm", "tiny", "--words", "4", "--answer", "3")
-    record = _run(tmp_path, "answer", *words)
+    record = _run(tmp_path, "answer", *words, *flags)
+    assert bool(products) == bool(flags)
     row = record["batches"][0]["towers"]["sf_b_49"]
     assert row["times_shorter"] == 1
     spent = row["first_token"]["median"] + 2 * row["next_token"]["median"]

@@ -13,6 +13,7 @@ from llm_integration.chat import main, run_chat
 from llm_integration.generate import Chat, answer, build_message, load_chat, open_picture
 from llm_integration.load import load_llava
 from llm_integration.processor import load_processor
+from sparse_vlm.digits import DigitLinear, what_is_missing
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +69,27 @@ def test_terminal_chat(chat: Chat, picture: Image.Image, tmp_path: Path) -> None
     assert "first token after" in said
     assert "there is no picture" in said
     assert "b.png goes with your next question" in said
+
+
+@pytest.mark.skipif(what_is_missing() is not None, reason=f"no digits here: {what_is_missing()}")
+def test_digits_answer_alike(
+    llava_dir: Path, picture: Image.Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    picture.save(tmp_path / "b.png")
+    products = []
+    multiply = DigitLinear._multiply
+    monkeypatch.setattr(DigitLinear, "_multiply", lambda *words: products.append(1) or multiply(*words))
+    said = []
+    for flags in ([], ["--digits", "3"]):
+        monkeypatch.setattr("sys.stdin", io.StringIO("What is it?\n"))
+        words = ["--model", str(llava_dir), "--image", str(tmp_path / "b.png"), "--device", "cpu"]
+        main([*words, "--dtype", "float32", "--max-new-tokens", "4", *flags])
+        said.append(capsys.readouterr().out.split("model: ")[1].split("\n")[0])
+        assert bool(products) == bool(flags)
+    assert said[0] == said[1]
+    with pytest.raises(SystemExit):
+        main([*words, "--dtype", "bfloat16", "--digits", "2"])
+    assert "--digits 2: digits are for weights in torch.float32 on cpu" in capsys.readouterr().err
 
 
 def test_errors_are_one_sentence(tmp_path: Path, capsys: Any) -> None:

@@ -15,7 +15,14 @@ from PIL import Image
 from torch import Tensor, nn
 
 from sparse_vlm import SparseFormer, digits
-from sparse_vlm.digits import DigitLinear, DigitWeight, multiply_digits, pack_digits, split_weight
+from sparse_vlm.digits import (
+    DigitLinear,
+    DigitsError,
+    DigitWeight,
+    multiply_digits,
+    pack_digits,
+    split_weight,
+)
 from sparse_vlm.transform import ImageTransform
 
 needs_kernel = pytest.mark.skipif(
@@ -254,11 +261,22 @@ def test_what_is_missing_is_named_and_layers_stay(
     module = nn.Sequential(nn.Linear(8, 16))
     with pytest.warns(UserWarning, match=said):
         assert pack_digits(module) == 0
+    with pytest.raises(DigitsError, match=said):
+        pack_digits(module, strict=True)
     assert type(module[0]) is nn.Linear
     # One that comes from a better machine computes as before.
     moved, rows = DigitLinear(module[0]), torch.randn(5, 8)
     with torch.no_grad():
         assert torch.equal(moved(rows), module(rows))
+
+
+@needs_kernel
+def test_strict_refuses_what_it_is_not_for() -> None:
+    module = nn.Sequential(nn.Linear(8, 16), nn.Linear(16, 4).bfloat16())
+    with pytest.raises(DigitsError, match=r"these are torch\.bfloat16 on cpu, torch\.float32 on cpu"):
+        pack_digits(module, strict=True)
+    assert type(module[0]) is nn.Linear
+    assert pack_digits(module.float(), strict=True) == 2
 
 
 @needs_kernel
