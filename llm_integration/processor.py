@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from os import PathLike
+from typing import Any
 
 from transformers import AutoProcessor, CLIPImageProcessorPil, LlavaProcessor, PreTrainedTokenizerBase
 
@@ -68,4 +69,9 @@ def load_processor(directory: str | PathLike[str]) -> LlavaProcessor:
 def count_image_tokens(processor: LlavaProcessor) -> int:
     """Image tokens the processor writes for a picture, whatever its size."""
     dropped = int(processor.vision_feature_select_strategy == "default")
-    return int(processor.num_additional_image_tokens) - dropped
+    images: Any = processor.image_processor
+    size = images.crop_size if images.do_center_crop else images.size
+    height, width = (int(size[side] or size["shortest_edge"]) for side in ("height", "width"))
+    # A SparseFormer's processor names patches larger than any picture: all its tokens are additional ones.
+    patches = (height // int(processor.patch_size)) * (width // int(processor.patch_size))
+    return patches + int(processor.num_additional_image_tokens) - dropped

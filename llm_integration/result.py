@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from huggingface_hub import load_state_dict_from_file, save_torch_state_dict
 from peft import PeftModel
+from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
@@ -52,24 +53,28 @@ def save_result(
     tensors: Mapping[str, Tensor],
     processor: LlavaProcessor,
     out: Path,
-    base: Path,
+    started_from: Path,
     facts: Mapping[str, Any],
 ) -> None:
     """Write a result by reference, atomically.
+
+    It holds everything in which the model differs from the plain one below it: what this run trained and, if
+    it started from another run's result, what that one had trained.
 
     Args:
         model: the trained model, or peft's wrapping of it.
         tensors: its whole state dict, gathered.
         processor: its processor.
         out: where to.
-        base: the plain LLaVA directory that training started from.
+        started_from: the plain LLaVA directory or the result that training started from.
         facts: settings, steps, figures.
 
     Raises:
         ValueError: if a trained weight is not in the state dict.
     """
     adapter = isinstance(model, PeftModel)
-    manifest = {
+    base = base_of(started_from)
+    manifest: dict[str, Any] = {
         "format": FORMAT,
         "kind": ADAPTER if adapter else "weights",
         "base": str(base.resolve()),
@@ -81,20 +86,32 @@ def save_result(
             model.save_pretrained(str(folder / ADAPTER), state_dict=dict(tensors))  # type: ignore[operator]
         else:
             trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+            trained |= trained_before(started_from)
             lost = sorted(trained - tensors.keys())
             if lost:
                 raise ValueError(f"{out}: {len(lost)} trained weights were not gathered, first {lost[0]}")
             kept = {name: tensors[name].contiguous().cpu() for name in trained}
+            manifest["trained"] = sorted(kept)
             save_torch_state_dict(kept, folder, filename_pattern=_PATTERN, shared_tensors_to_discard=[])
         processor.save_pretrained(folder)
         text = json.dumps(manifest, indent=2, default=str) + "\n"
         (folder / RUN_FILE).write_text(text, encoding="utf-8")
 
 
+def trained_before(directory: str | PathLike[str]) -> set[str]:
+    """Names of the weights that a result holds; none for a plain directory, or one of adapters."""
+    folder = Path(directory)
+    if not is_result(folder):
+        return set()
+    names: set[str] = set()
+    for path in folder.glob("trained*.safetensors"):
+        with safe_open(path, "pt") as file:
+            names.update(file.keys())
+    return names
+
+
 def load_tower(base: Path) -> dict[str, Tensor]:
     """The stored weights of a LLaVA directory's tower, under the tower's own names."""
-    from safetensors import safe_open
-
     weights: dict[str, Tensor] = {}
     for path in sorted(base.glob("*.safetensors")):
         with safe_open(path, "pt") as file:
@@ -137,6 +154,11 @@ def load_model(
             )
         merged: Any = PeftModel.from_pretrained(model, str(folder / ADAPTER)).merge_and_unload()
         return merged
+    there = trained_before(folder)
+    lost = sorted(set(manifest.get("trained", there)) - there)
+    if lost or not there:
+        first = f"; {len(lost)} are missing, the first {lost[0]}" if lost else ""
+        raise ValueError(f"{folder} does not hold the weights that its run trained{first}")
     for path in sorted(folder.glob("trained*.safetensors")):
         apply_weights(model, load_state_dict_from_file(path), path)
     return model

@@ -41,10 +41,10 @@ from .data import (
     TarSource,
 )
 from .data.dataset import TooManyBadRecordsError
-from .freeze import cast_frozen, prepare_parameters, trained_names
+from .freeze import PROJECTOR, TOWER, cast_frozen, prepare_parameters, trained_names
 from .processes import leave_process_group
 from .processor import count_image_tokens
-from .result import base_of, load_model, load_model_processor, save_result
+from .result import load_model, load_model_processor, save_result, trained_before
 from .templates import build_template
 from .trainer import ChatTrainer, LogFile, WholeMark
 
@@ -126,11 +126,34 @@ def build_arguments(settings: TrainSettings, deepspeed: bool) -> TrainingArgumen
     )
 
 
-def check_resume(settings: TrainSettings) -> Path | None:
-    """The newest whole checkpoint to go on from.
+def check_start(settings: TrainSettings) -> None:
+    """See that the result of this run can hold everything in which its model will differ from the base.
 
     Raises:
-        SettingsError: if the run was begun with other settings.
+        SettingsError: if adapters are asked for on top of a run that trained more than they carry with them:
+            the projector, and a tower that is tuned.
+    """
+    carried = (PROJECTOR, TOWER) if settings.tower == "tuned" else (PROJECTOR,)
+    before = trained_before(settings.model)
+    if settings.lora.rank and not all(any(part in name for part in carried) for name in before):
+        raise SettingsError(
+            [
+                f"model={settings.model} is the result of a run that trained more than adapters carry with "
+                "them; make a plain model of it first: "
+                f"python -m llm_integration.export --run {settings.model} --out DIR"
+            ]
+        )
+
+
+def check_resume(settings: TrainSettings, processes: int) -> Path | None:
+    """The newest whole checkpoint to go on from.
+
+    Args:
+        settings: of the run.
+        processes: how many take part now.
+
+    Raises:
+        SettingsError: if the run was begun with other settings, or by another number of processes.
     """
     before, now = settings.out / SETTINGS_FILE, json.loads(json.dumps(settings_to_dict(settings)))
     if not settings.resume or not before.is_file():
@@ -149,7 +172,17 @@ def check_resume(settings: TrainSettings) -> Path | None:
         for path in (settings.out / CHECKPOINTS).glob("checkpoint-*")
         if (path / WholeMark.NAME).is_file()
     ]
-    return max(found, key=checkpoint_step, default=None)
+    newest = max(found, key=checkpoint_step, default=None)
+    if newest is not None:
+        wrote = json.loads((newest / WholeMark.NAME).read_text(encoding="utf-8")).get("processes", processes)
+        if wrote != processes:
+            raise SettingsError(
+                [
+                    f"{newest} was written by {wrote} processes, and this run has {processes}, which would "
+                    "skip records: start as many, or set resume=false to begin anew"
+                ]
+            )
+    return newest
 
 
 def checkpoint_step(checkpoint: Path) -> int:
@@ -200,7 +233,8 @@ def train(settings: TrainSettings) -> dict[str, float]:
     """
     deepspeed = use_deepspeed(settings)
     arguments = build_arguments(settings, deepspeed)  # ZeRO-3 partitions models that are loaded after this
-    checkpoint = check_resume(settings)
+    checkpoint = check_resume(settings, arguments.world_size)
+    check_start(settings)
     set_seed(settings.seed)
 
     processor = load_model_processor(settings.model)
@@ -210,7 +244,7 @@ def train(settings: TrainSettings) -> dict[str, float]:
     logger.info("%d records to train on, %d bad ones skipped", len(dataset), dataset.bad_records)
 
     half = deepspeed and settings.precision == "bf16"
-    model: Any = load_model(settings.model, torch.bfloat16 if half else torch.float32, merge=not deepspeed)
+    model: Any = load_model(settings.model, torch.bfloat16 if half else torch.float32, merge=False)
     model.config.use_cache = False
     wrapped = prepare_parameters(model, settings)
     if settings.precision == "bf16" and not deepspeed:
@@ -263,15 +297,14 @@ def _finish(
             "settings": settings_to_dict(settings),
         }
         out = settings.out / FINAL
-        base = base_of(settings.model)
         if settings.self_contained:
             parts = settings.out / "parts"
-            save_result(model, tensors, processor, parts, base, facts)
+            save_result(model, tensors, processor, parts, settings.model, facts)
             unset_hf_deepspeed_config()  # ZeRO-3 would wait for the others to load their share of it
             save_llava(load_model(parts), processor, out, facts)
             shutil.rmtree(parts)
         else:
-            save_result(model, tensors, processor, out, base, facts)
+            save_result(model, tensors, processor, out, settings.model, facts)
     accelerator.wait_for_everyone()
 
 

@@ -99,4 +99,5 @@ class WholeMark(TrainerCallback):
             torch.distributed.barrier()
         if state.is_world_process_zero:
             folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-            write_atomic(folder / self.NAME, json.dumps({"step": state.global_step}) + "\n")
+            mark = {"step": state.global_step, "processes": args.world_size}
+            write_atomic(folder / self.NAME, json.dumps(mark) + "\n")

@@ -18,33 +18,12 @@ from typing import IO, Any, NamedTuple, cast
 
 from bootstrap.data.decode import EXTENSIONS
 from bootstrap.data.source import digest
+from sparse_vlm.strict_tar import StrictTarInfo
 
 _log = logging.getLogger(__name__)
 
 _ATTEMPTS = 3
 _TIMEOUT_SECONDS = 60
-
-
-class StrictTarInfo(tarfile.TarInfo):
-    """A tar's header that says so when it is damaged.
-
-    The library's own takes a header that it cannot read, or a file that stops before one, for the end of the
-    archive, unless it is the first.
-    """
-
-    @classmethod
-    def fromtarfile(cls, archive: tarfile.TarFile) -> StrictTarInfo:
-        """Reads the next header.
-
-        Raises:
-            tarfile.ReadError: if it is damaged or missing.
-        """
-        try:
-            return super().fromtarfile(archive)
-        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]  # the empty blocks that end a whole archive
-            raise
-        except tarfile.HeaderError as error:
-            raise tarfile.ReadError(f"no header at byte {archive.offset}: {error}") from error
 
 
 class StreamedPicture(NamedTuple):

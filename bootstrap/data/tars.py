@@ -21,9 +21,10 @@ import braceexpand
 import numpy as np
 
 from bootstrap.data.decode import EXTENSIONS, BadPictureError
-from bootstrap.data.shards import StreamedShards, StrictTarInfo, picture_key
+from bootstrap.data.shards import StreamedShards, picture_key
 from bootstrap.data.source import digest
 from sparse_vlm.atomic import write_atomic
+from sparse_vlm.strict_tar import StrictTarInfo
 
 _log = logging.getLogger(__name__)
 

@@ -102,7 +102,8 @@ class Mme(Task):
 
     def record_keys(self, record: AnswerRecord) -> tuple[str, ...]:
         category, _, picture = str(record.question_id).partition("/")
-        return (make_key(category, picture, record.prompt or ""),)
+        # Our own answers name the question by its key: two questions share an id.
+        return (str(record.question_id), make_key(category, picture, record.prompt or ""))
 
     def llava_prompt(self, example: Example) -> str:
         return example.question.replace(_YES_OR_NO, "").strip() + SHORT_ANSWER

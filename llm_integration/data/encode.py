@@ -112,6 +112,11 @@ class ChatEncoder:
                     f"{where}: the chat template writes earlier turns anew when later ones follow, so "
                     "answers cannot be told from prompts; choose another template"
                 )
+            if message["content"].strip() not in upto[len(prompt) :]:
+                raise BadRecordError(
+                    f"{where}: the chat template leaves the answer out (some want a message's content in "
+                    "parts, not as text); choose another template"
+                )
             spans.append((len(prompt), self._end_of_answer(upto, len(prompt))))
         return whole, spans
 

@@ -13,6 +13,8 @@ from typing import Protocol
 
 from PIL import Image
 
+from sparse_vlm.strict_tar import StrictTarInfo
+
 from .records import BadRecordError, Record, describe, parse_record, read_chat_file
 
 _PICTURES = ("jpg", "jpeg", "png", "webp", "bmp", "gif")
@@ -119,7 +121,7 @@ class TarSource:
             raw = {**raw, "image": list(members)}
         record = parse_record(raw, where)
         for name in record.pictures:
-            if self._find(index, name) is None:
+            if self._find(index, name, alone=len(record.pictures) == 1) is None:
                 raise BadRecordError(f"{where}: its picture {name} is missing from the tar")
         return record
 
@@ -136,7 +138,7 @@ class TarSource:
                 f"record {key!r} of {path}: its picture {name} is broken ({error})"
             ) from error
 
-    def _find(self, index: int, name: str) -> _Member | None:
+    def _find(self, index: int, name: str, alone: bool = True) -> _Member | None:
         members = self.samples[index][3]
         if name in members:
             return members[name]
@@ -144,13 +146,14 @@ class TarSource:
         if named:
             return named[0]
         # A sample with one picture has it under its own key, whatever the record calls it.
-        return next(iter(members.values())) if len(members) == 1 else None
+        return next(iter(members.values())) if alone and len(members) == 1 else None
 
     def _index(self, path: Path) -> None:
         texts: dict[str, _Member] = {}
         pictures: dict[str, dict[str, _Member]] = {}
         try:
-            with tarfile.open(path, "r:") as tar:  # a compressed one cannot be read in place
+            # "r:": a compressed one cannot be read in place.
+            with tarfile.open(path, "r:", tarinfo=StrictTarInfo) as tar:
                 for entry in tar:
                     folder, _, base = entry.name.rpartition("/")
                     stem, _, extension = base.partition(".")
@@ -164,7 +167,7 @@ class TarSource:
                         pictures.setdefault(key, {})[entry.name] = member
         except tarfile.TarError as error:
             raise ValueError(
-                f"{path} is no readable tar file ({error}); a compressed one has to be decompressed first"
+                f"{path} is no whole tar file ({error}); a compressed one has to be decompressed first"
             ) from error
         for key, text in texts.items():
             self.samples.append((path, key, text, dict(sorted(pictures.get(key, {}).items()))))

@@ -287,6 +287,37 @@ def _tar(path: Path, members: dict[str, bytes]) -> Path:
     return path
 
 
+@pytest.mark.parametrize("damage", ["overwritten", "cut"])
+def test_a_damaged_tar_is_refused(damage: str, tmp_path: Path) -> None:
+    path = _tar(tmp_path / "s.tar", {f"{number}.json": b"{}" for number in range(6)})
+    data = path.read_bytes()
+    header = 4 * 1024
+    path.write_bytes(data[:header] if damage == "cut" else data[:header] + b"?" * 512 + data[header + 512 :])
+    with pytest.raises(ValueError, match=r"s\.tar is no whole tar file \(no header at byte 4096"):
+        TarSource([path])
+
+
+def test_a_second_picture_is_not_taken_for_the_first(tmp_path: Path) -> None:
+    turns = [{"from": "human", "value": "<image><image>?"}, {"from": "gpt", "value": "yes"}]
+    record = {"id": "0", "image": ["a.png", "b.png"], "conversations": turns}
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(buffer, "PNG")
+    members = {"0.json": json.dumps(record).encode(), "0.png": buffer.getvalue()}
+    source = TarSource([_tar(tmp_path / "s.tar", members)])
+    with pytest.raises(BadRecordError, match=r"its picture a\.png is missing from the tar"):
+        source.read(0)
+
+
+def test_templates_that_want_parts_are_not_trained_with(bpe: Any) -> None:
+    parts = (
+        "{% for m in messages %}{{ m.role }}: "
+        "{% for c in m.content | selectattr('type', 'equalto', 'text') %}{{ c.text }}{% endfor %}\n{% endfor %}"
+    )
+    encoder = ChatEncoder(bpe, build_template("own", parts), 4, 100)
+    with pytest.raises(BadRecordError, match="leaves the answer out"):
+        encoder.encode([{"role": "user", "content": "How many?"}, {"role": "assistant", "content": "Three."}])
+
+
 def test_tars_give_the_same_as_a_folder(tmp_path: Path, folder: Any, bpe: Any) -> None:
     several = _record("<image> or <image>?", "the first", image=["good.jpg", "grey.png"])
     text = _record("hi", "ho")

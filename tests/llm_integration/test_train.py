@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from llm_integration.config import TrainSettings, load_settings
 from llm_integration.export import main as export
@@ -18,7 +20,7 @@ from llm_integration.generate import answer, build_message, load_chat
 from llm_integration.load import check_processor, load_llava
 from llm_integration.processor import load_processor
 from llm_integration.result import load_model
-from llm_integration.train import main, train
+from llm_integration.train import check_resume, main, train
 from sparse_vlm.settings import SettingsError, build_settings
 
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -152,6 +154,61 @@ def test_align_then_tune_then_export(build: Any, llava_dir: Path, tmp_path: Path
     assert isinstance(answer(picture, "What?", tmp_path / "tune" / "final", max_new_tokens=3), str)
 
 
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (("stage=tune",), ("stage=align", "data.template=plain")),
+        (("stage=align", "tower=tuned", "data.template=plain"), ("stage=tune",)),
+    ],
+)
+def test_a_run_keeps_what_the_run_before_it_trained(
+    build: Any, llava_dir: Path, tmp_path: Path, first: tuple[str, ...], second: tuple[str, ...]
+) -> None:
+    one, two = tmp_path / "one" / "final", tmp_path / "two" / "final"
+    train(build(*first, f"out={one.parent}"))
+    train(build(*second, f"model={one}", f"out={two.parent}"))
+    base, before, after = load_llava(llava_dir), load_model(one), load_model(two)
+    again = trained_names(prepare_parameters(load_llava(llava_dir), build(*second)))
+    kept = 0
+    for name, parameter in before.named_parameters():
+        if name not in again:
+            assert torch.equal(after.get_parameter(name), parameter), name
+            kept += not torch.equal(base.get_parameter(name), parameter)
+    assert kept > 5
+
+
+def test_adapters_on_top_of_a_tuned_result_are_refused(build: Any, tmp_path: Path) -> None:
+    final = tmp_path / "tuned" / "final"
+    train(build("max_steps=1", f"out={final.parent}"))
+    with pytest.raises(SettingsError, match="make a plain model of it first"):
+        train(build("lora.rank=2", f"model={final}", f"out={tmp_path / 'lora'}"))
+    lora = tmp_path / "lora" / "final"
+    train(build("lora.rank=2", "max_steps=1", f"out={lora.parent}"))
+    with pytest.raises(ValueError, match=r"llm_integration\.export --run"):
+        train(build(f"model={lora}", f"out={tmp_path / 'more'}"))
+
+
+def test_a_result_without_its_weights_is_no_model(build: Any, tmp_path: Path) -> None:
+    final = tmp_path / "run" / "final"
+    train(build("stage=align", "max_steps=1"))
+    weights = load_file(str(final / "trained.safetensors"))
+    name = sorted(weights)[0]
+    some = {key: value for key, value in weights.items() if key != name}
+    save_file(some, str(final / "trained.safetensors"))
+    with pytest.raises(ValueError, match=f"1 are missing, the first {name}"):
+        load_model(final)
+    (final / "trained.safetensors").unlink()
+    with pytest.raises(ValueError, match="does not hold the weights that its run trained"):
+        load_model(final)
+
+
+def test_another_number_of_processes_is_refused(build: Any, tmp_path: Path) -> None:
+    train(build("checkpoint_every=1", "max_steps=2"))
+    assert check_resume(build("checkpoint_every=1", "max_steps=2"), 1) is not None
+    with pytest.raises(SettingsError, match="was written by 1 processes, and this run has 2"):
+        check_resume(build("checkpoint_every=1", "max_steps=2"), 2)
+
+
 def test_adapters_merge_into_the_model_that_was_trained(build: Any, tmp_path: Path, picture: Any) -> None:
     train(build("lora.rank=4", "lora.alpha=8", "lora.dropout=0.0", f"out={tmp_path / 'lora'}"))
     final = tmp_path / "lora" / "final"
@@ -165,10 +222,6 @@ def test_adapters_merge_into_the_model_that_was_trained(build: Any, tmp_path: Pa
 
 
 def test_a_result_refuses_another_tower(build: Any, llava_dir: Path, tmp_path: Path) -> None:
-    import shutil
-
-    from safetensors.torch import load_file, save_file
-
     shutil.copytree(llava_dir, tmp_path / "base")
     train(build("stage=align", f"model={tmp_path / 'base'}", "max_steps=1"))
     path = tmp_path / "base" / "model.safetensors"
