@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.answers import InputError, name_some, read_text
-from eval.intervals import bootstrap_mean, mcnemar_exact
+from eval.intervals import bootstrap_mean, grouped_figure, mcnemar_exact
 from sparse_vlm.atomic import write_atomic
 
 SCORES = "scores.json"
@@ -72,6 +72,22 @@ def load_run(path: Path) -> dict[str, Any]:
                 f"{file}: units.{key} must be a score of 0 to 1, and is {json.dumps(score)[:40]}."
             )
     return content
+
+
+def compare_groups(first: Sequence[float], second: Sequence[float], groups: Sequence[int]) -> Comparison:
+    """Compares two runs' scores of questions that come in groups; the bootstrap draws groups.
+
+    Args:
+        first: A's scores, 0 to 1, one a question.
+        second: B's of the same questions.
+        groups: The group of each question, such as the picture that a caption is of.
+    """
+    n = len(groups)
+    gains = [after - before for before, after in zip(first, second, strict=True)]
+    made = grouped_figure(gains, groups)
+    means = (100 * float(sum(first)) / n, 100 * float(sum(second)) / n)
+    # McNemar's test takes questions for independent, which these are not.
+    return Comparison(n, *means, made.value, made.low, made.high, None, None, None, dropped=0)
 
 
 def compare_scores(first: Mapping[str, float], second: Mapping[str, float]) -> Comparison:

@@ -7,6 +7,7 @@ torchrun --nproc-per-node 8 -m eval.run configs/eval/pope.yaml model=DIR
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import sys
@@ -36,13 +37,17 @@ from eval.provenance import describe_origin
 from eval.rescore import Rescored, format_report, score_answers, to_json
 from eval.task import Task, find_missing_pictures
 from eval.tasks import load_task
+from llm_integration.result import base_of
 from sparse_vlm.atomic import write_atomic
+from sparse_vlm.fingerprint import hash_file
 from sparse_vlm.settings import settings_to_dict
 
 CONFIG = "config.json"
 ORIGINS = "origins.json"  # one entry for each start that asked questions
 # What may differ when a run is taken up again: nothing an answer depends on.
 _FREE = ("batch", "device", "max_bad_pictures")
+_HASH = "weights_sha256"  # beside the settings: a model may be trained again in place
+_WEIGHTS = (".safetensors", ".bin", ".pt")
 
 
 def run(settings: RunSettings, words: Sequence[str] = (), model: Model | None = None) -> Rescored | None:
@@ -78,7 +83,7 @@ def run(settings: RunSettings, words: Sequence[str] = (), model: Model | None = 
     store = AnswerStore(out, rank)
     with _group(world) as barrier:
         if rank == 0:
-            claim(out, settings)
+            claim(out, settings, hash_weights(settings.model) if model is None else None)
             cut = store.repair()
             if cut:
                 print(f"{cut} unfinished line(s) cut off; asked again", file=sys.stderr)
@@ -111,16 +116,41 @@ def run(settings: RunSettings, words: Sequence[str] = (), model: Model | None = 
     return outcome
 
 
-def claim(out: Path, settings: RunSettings) -> None:
+def hash_weights(model: Path) -> str | None:
+    """SHA-256 of a model's weight files, of those below a result too; None where there are none."""
+    if not model.is_dir():
+        return None
+    folders = dict.fromkeys((model, base_of(model)))
+    files = [file for folder in folders for file in sorted(folder.rglob("*")) if file.suffix in _WEIGHTS]
+    if not files:
+        return None
+    listed = "".join(f"{file.name} {hash_file(file)}\n" for file in files)
+    return hashlib.sha256(listed.encode()).hexdigest()
+
+
+def claim(out: Path, settings: RunSettings, weights: str | None = None) -> None:
     """Makes the run's folder with its settings, or sees that they are those of the run in it.
+
+    Args:
+        out: The folder.
+        settings: Of the run.
+        weights: Hash of the model's weights; None where it is not known.
 
     Raises:
         InputError: If they are not; names the keys.
     """
     ours = _to_plain(settings)
+    if weights is not None:
+        ours[_HASH] = weights
     path = out / CONFIG
     if path.is_file():
         theirs = json.loads(read_text(path))
+        if theirs.get(_HASH, weights) != weights and weights is not None:
+            raise InputError(
+                f"{out} holds answers of other weights than {settings.model} has now; name another folder "
+                "with out=…."
+            )
+        ours.pop(_HASH, None)
         changed = [key for key in ours if key not in _FREE and theirs.get(key) != ours[key]]
         if changed:
             what = ", ".join(f"{key}: {theirs.get(key)!r} there, {ours[key]!r} here" for key in changed)

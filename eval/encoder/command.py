@@ -15,7 +15,7 @@ from torch import Tensor
 
 from bootstrap.teacher import Teacher
 from eval.answers import InputError, name_some
-from eval.compare import Comparison, compare_scores
+from eval.compare import Comparison, compare_groups, compare_scores
 from eval.encoder.features import Features, extract
 from eval.encoder.looks import Look, load_encoder_look, load_teacher_look
 from eval.encoder.pictures import Pictures
@@ -141,9 +141,12 @@ class Sheet:
                     made[name] = accuracy_figure(scores, self.protocol)
         if {"teacher", "encoder"} <= hits.keys():
             for name, scores in hits["teacher"].items():
-                own = groups[name] if groups and name in groups else range(len(scores))
-                both = (scores, hits["encoder"][name])
-                self.differences[name] = compare_scores(*(_means(part, own) for part in both))
+                theirs = hits["encoder"][name]
+                if groups and name in groups:
+                    self.differences[name] = compare_groups(scores, theirs, groups[name])
+                else:
+                    both = ({str(row): score for row, score in enumerate(part)} for part in (scores, theirs))
+                    self.differences[name] = compare_scores(*both)
 
     def note_bad(self, features: Mapping[str, Features]) -> None:
         """Counts and names the pictures that could not be read."""
@@ -162,21 +165,12 @@ class Sheet:
         for name, made in self.differences.items():
             lines.append(
                 f"encoder - teacher, {name}: {made.difference:+.2f} points, 95 % {made.low:+.2f} ... "
-                f"{made.high:+.2f} (paired bootstrap), McNemar p = {made.p:.3g}"
-                if made.p is not None
-                else f"encoder - teacher, {name}: {made.difference:+.2f} points"
+                f"{made.high:+.2f} (paired bootstrap)"
+                + (f", McNemar p = {made.p:.3g}" if made.p is not None else " over pictures")
             )
             if made.first:
                 lines.append(f"kept, {name}: {100 * made.second / made.first:.1f} %")
         return "\n".join([*lines, *self.notes])
-
-
-def _means(scores: Sequence[int], groups: Sequence[int]) -> dict[str, float]:
-    """Mean score of each group."""
-    own: dict[int, list[int]] = {}
-    for score, group in zip(scores, groups, strict=True):
-        own.setdefault(group, []).append(score)
-    return {str(group): sum(part) / len(part) for group, part in own.items()}
 
 
 def run_command(

@@ -7,10 +7,12 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from eval.compare import compare_scores
+from eval.compare import compare_groups, compare_scores
 from eval.compare import main as compare
+from eval.intervals import grouped_figure
 from eval.rescore import main as rescore
 
 
@@ -166,6 +168,22 @@ def test_compares_two_runs(quiz: Path, tmp_path: Path, capsys: pytest.CaptureFix
     other.write_text("{}")
     assert compare([str(made[1]), str(other)]) == 2
     assert "was it written by eval.rescore?" in capsys.readouterr().err
+
+
+def test_groups_of_unequal_size_are_compared_by_question() -> None:
+    """One picture with eight captions, two with one."""
+    first, second, groups = [1] * 8 + [0, 0], [0] * 8 + [1, 1], [0] * 8 + [1, 2]
+    made = compare_groups(first, second, groups)
+    assert (made.n, made.first, made.second, made.difference) == (10, 80.0, 20.0, pytest.approx(-60.0))
+    assert made.p is None
+    rng = np.random.default_rng(1)
+    sums, counts = np.array([-8, 1, 1]), np.array([8, 1, 1])
+    drawn = rng.integers(0, 3, (20_000, 3))
+    low, high = np.percentile(100 * sums[drawn].sum(1) / counts[drawn].sum(1), [2.5, 97.5])
+    assert (made.low, made.high) == (pytest.approx(low, abs=1), pytest.approx(high, abs=1))
+    figure = grouped_figure(first, groups)
+    assert figure.value == 80.0
+    assert (figure.low, figure.high) == (0.0, 100.0)
 
 
 def test_soft_scores_have_no_mcnemar_test() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from eval.answers import InputError
 from eval.compare import main as compare
@@ -217,6 +219,23 @@ def test_the_command_survives_sigkill(quiz: Path, llava_dir: Path, tmp_path: Pat
     assert compare([str(out), str(tmp_path / "whole")]) == 0
     stored = ["--questions", str(quiz / "questions.json"), "--answers", str(out / "answers.jsonl")]
     assert rescore(["--task", "easy_vqa", *stored]) == 0
+
+
+def test_answers_of_other_weights_are_not_taken_for_the_models(
+    quiz: Path, llava_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = shutil.copytree(llava_dir, tmp_path / "model")
+    config, _ = command(quiz, model, tmp_path / "run")
+    assert main([str(config)]) == 0
+    assert main([str(config)]) == 0
+    file = str(model / "model.safetensors")
+    save_file(
+        {name: value * 1.01 for name, value in load_file(file).items()}, file, metadata={"format": "pt"}
+    )
+    assert main([str(config)]) != 0
+    assert f"holds answers of other weights than {model} has now" in capsys.readouterr().err
+    shutil.rmtree(model)
+    assert main([str(config)]) == 0  # what is finished can be scored without the model
 
 
 @pytest.mark.slow

@@ -252,6 +252,7 @@ def test_pope(tmp_path: Path) -> None:
     assert made["llava/adversarial/yes_ratio"].value == 100.0
     assert made["strict/adversarial/yes_ratio"].value == 50.0
     assert made["llava/mean/accuracy"].value == 75.0
+    assert made["llava/mean/accuracy"].low < 75.0 < made["llava/mean/accuracy"].high
     assert len(task.load_examples(questions, folder / "coco_pope_random.json")) == 2
 
 
@@ -335,6 +336,15 @@ def test_mme_from_json_folder_and_release(tmp_path: Path) -> None:
     assert made["count/accuracy_plus"].value == 50.0
     assert (made["count"].value, made["perception"].value) == (125.0, 125.0)
     assert made["perception"].protocol.endswith("1 of 10 subtasks")
+    # As eval.run stores them: by key, since two questions share an id.
+    own = [
+        {"question_id": e.key, "prompt": "asked otherwise", "text": said}
+        for e, said in zip(from_json, ("Yes", "No", "Yes", "Yes"), strict=True)
+    ]
+    stored_own = load_answers(put(tmp_path / "own.jsonl", own, lines=True))
+    assert dict(match_answers(from_json, stored_own, task.record_keys).answers) == {
+        row["question_id"]: row["text"] for row in own
+    }
     with pytest.raises(InputError, match=r"1 pictures .* do not have two questions"):
         task.load_examples(None, put(tmp_path / "odd.json", rows[:3]))
 

@@ -311,7 +311,8 @@ def test_a_second_picture_is_not_taken_for_the_first(tmp_path: Path) -> None:
 def test_templates_that_want_parts_are_not_trained_with(bpe: Any) -> None:
     parts = (
         "{% for m in messages %}{{ m.role }}: "
-        "{% for c in m.content | selectattr('type', 'equalto', 'text') %}{{ c.text }}{% endfor %}\n{% endfor %}"
+        "{% for c in m.content | selectattr('type', 'equalto', 'text') %}{{ c.text }}{% endfor %}"
+        "\n{% endfor %}"
     )
     encoder = ChatEncoder(bpe, build_template("own", parts), 4, 100)
     with pytest.raises(BadRecordError, match="leaves the answer out"):
