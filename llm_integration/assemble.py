@@ -36,7 +36,7 @@ from sparse_vlm.fingerprint import hash_tensors
 from .clip_vision import count_patches, load_clip_vision
 from .hf import build_vision_model
 from .processor import build_processor
-from .templates import CHATML_TOKENS, IMAGE_MARK, TEMPLATES, build_template
+from .templates import CHATML_TOKENS, IMAGE_MARK, TEMPLATES, add_end, build_template, find_end
 
 ASSEMBLY_FILE = "assembly.json"
 OWNED = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "*.py", "README.md", "LICENSE")
@@ -173,7 +173,7 @@ def join_parts(
     model.model.multi_modal_projector = build_projector(config).to(llm.dtype)
     model.model.language_model = body
     model.lm_head = llm.get_output_embeddings()
-    model.generation_config = build_generation_config(llm, tokenizer, image_token, template)
+    model.generation_config = build_generation_config(llm, tokenizer, image_token, jinja)
     model.eval()
     _check_unchanged(model, probe, before)
     processor = build_processor(tower.transform, tokenizer, tower.tokens, jinja, tower.drops_first)
@@ -213,16 +213,15 @@ def add_tokens(llm: Any, tokenizer: Any, tokens: Sequence[str]) -> int:
     return int(tokenizer.convert_tokens_to_ids(tokens[0]))
 
 
-def build_generation_config(llm: Any, tokenizer: Any, image_token: int, template: str) -> GenerationConfig:
+def build_generation_config(llm: Any, tokenizer: Any, image_token: int, jinja: str) -> GenerationConfig:
     """The language model's own settings, never to write an image token, and to stop as the template does."""
     settings: GenerationConfig = llm.generation_config
     settings.suppress_tokens = sorted({*(settings.suppress_tokens or ()), image_token})
     settings.pad_token_id = tokenizer.pad_token_id
     ends = settings.eos_token_id if settings.eos_token_id is not None else tokenizer.eos_token_id
     listed = list(ends) if isinstance(ends, (list, tuple)) else [ends] if ends is not None else []
-    if template == "chatml":
-        listed.append(int(tokenizer.convert_tokens_to_ids(CHATML_TOKENS[1])))
     settings.eos_token_id = sorted(set(listed)) or None
+    add_end(settings, find_end(tokenizer, jinja))
     return settings
 
 

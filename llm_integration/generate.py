@@ -22,6 +22,7 @@ from transformers import LlavaForConditionalGeneration, LlavaProcessor, TextStre
 from .load import check_processor
 from .processor import count_image_tokens
 from .result import load_model, load_model_processor
+from .templates import add_end, find_end
 
 Picture = str | PathLike[str] | Image.Image
 
@@ -69,6 +70,9 @@ class Chat:
         check_processor(processor, model.config, "the processor")
         self.model: Any = model.eval()
         self.processor: Any = processor
+        # It may have been tuned with another template than it was put together with.
+        template: Any = self.processor.chat_template
+        add_end(self.model.generation_config, find_end(self.processor.tokenizer, template))
 
     @property
     def visual_tokens(self) -> int:

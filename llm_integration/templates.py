@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
+from typing import Any
+
+from transformers import GenerationConfig
 
 IMAGE_MARK = "<image>"
 
@@ -89,3 +92,46 @@ def build_template(name: str, own: str | None = None) -> str:
     if name not in TEMPLATES:
         raise ValueError(f"unknown template {name!r}; known are {', '.join(TEMPLATES)} and 'own'")
     return TEMPLATES[name]
+
+
+def find_end(tokenizer: Any, template: str | None) -> int | None:
+    """The special token that a template puts behind an answer, which a model tuned with it learns to say.
+
+    Args:
+        tokenizer: of the language model.
+        template: the Jinja text; None for none.
+
+    Returns:
+        Its id, or None if answers end without one.
+    """
+    if template is None:
+        return None
+    answer = "answer"
+    turns: list[list[dict[str, Any]]] = [
+        [{"role": "user", "content": "?"}, {"role": "assistant", "content": answer}],
+        # Some want contents in parts.
+        [
+            {"role": role, "content": [{"type": "text", "text": text}]}
+            for role, text in (("user", "?"), ("assistant", answer))
+        ],
+    ]
+    for messages in turns:
+        try:
+            text = str(tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False))
+        except Exception:  # templates raise whatever they like
+            continue
+        _, found, tail = text.rpartition(answer)
+        if found:
+            specials = {t.content for t in tokenizer.added_tokens_decoder.values() if t.special}
+            behind = [token for token in specials if token in tail]
+            last = max(behind, key=lambda token: tail.rfind(token) + len(token), default=None)
+            return None if last is None else int(tokenizer.convert_tokens_to_ids(last))
+    return None
+
+
+def add_end(settings: GenerationConfig, end: int | None) -> None:
+    """Let generation stop at a token, beside those at which it stops already."""
+    ends = settings.eos_token_id
+    listed = list(ends) if isinstance(ends, (list, tuple)) else [ends] if ends is not None else []
+    if end is not None and end not in listed:
+        settings.eos_token_id = sorted({*listed, end})

@@ -45,7 +45,7 @@ from .freeze import PROJECTOR, TOWER, cast_frozen, prepare_parameters, trained_n
 from .processes import leave_process_group
 from .processor import count_image_tokens
 from .result import load_model, load_model_processor, save_result, trained_before
-from .templates import build_template
+from .templates import CHATML_TOKENS, build_template
 from .trainer import ChatTrainer, LogFile, WholeMark
 
 logger = logging.getLogger(__name__)
@@ -240,6 +240,13 @@ def train(settings: TrainSettings) -> dict[str, float]:
     processor = load_model_processor(settings.model)
     processor_template: Any = processor.chat_template
     template = build_template(settings.data.template, processor_template)
+    tokenizer: Any = processor.tokenizer
+    pieces = [token for token in CHATML_TOKENS if token not in tokenizer.get_vocab()]
+    if settings.data.template == "chatml" and pieces:
+        raise ValueError(
+            f"data.template=chatml needs {' and '.join(pieces)} as single tokens, which the tokenizer in "
+            f"{settings.model} does not have: assemble the model with --template chatml"
+        )
     dataset = build_dataset(settings, processor, template)
     logger.info("%d records to train on, %d bad ones skipped", len(dataset), dataset.bad_records)
 

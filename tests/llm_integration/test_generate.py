@@ -5,14 +5,17 @@ from __future__ import annotations
 import io
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from PIL import Image
+from transformers import CLIPImageProcessorPil, PreTrainedTokenizerFast
 
 from llm_integration.chat import main, run_chat
 from llm_integration.generate import Chat, answer, build_message, load_chat, open_picture
 from llm_integration.load import load_llava
-from llm_integration.processor import load_processor
+from llm_integration.processor import count_image_tokens, load_processor
+from llm_integration.templates import build_template, find_end
 from sparse_vlm.digits import DigitLinear, what_is_missing
 
 
@@ -90,6 +93,41 @@ def test_digits_answer_alike(
     with pytest.raises(SystemExit):
         main([*words, "--dtype", "bfloat16", "--digits", "2"])
     assert "--digits 2: digits are for weights in torch.float32 on cpu" in capsys.readouterr().err
+
+
+def test_answers_end_where_the_template_ends_them(llava_dir: Path) -> None:
+    """A model tuned with another template than it was put together with: its processor carries that."""
+    processor: Any = load_processor(llava_dir)
+    tokenizer = processor.tokenizer
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|turn|>"]})
+    turn = tokenizer.convert_tokens_to_ids("<|turn|>")
+    text = "{% for m in messages %}{{ m.role }}: {{ m.content }}<|turn|>\n{% endfor %}"
+    assert find_end(tokenizer, build_template("own", text)) == turn
+    in_parts = text.replace("m.content", "(m.content | selectattr('type', 'equalto', 'text') | first).text")
+    assert find_end(tokenizer, in_parts) == turn
+    assert find_end(tokenizer, text.replace("<|turn|>", "")) is None
+    assert find_end(tokenizer, "{{ raise_exception('no') }}") is None
+    processor.chat_template = text
+    model = load_llava(llava_dir)
+    model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    before = model.generation_config.eos_token_id
+    ends = set(before if isinstance(before, list) else [before])
+    chat = Chat(model, processor)
+    assert set(chat.model.generation_config.eos_token_id) == ends | {turn}
+
+
+def test_a_stock_processor_writes_a_token_a_patch() -> None:
+    tokenizer = Mock(spec=PreTrainedTokenizerFast)
+    images = CLIPImageProcessorPil(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28})
+    for strategy, additional, wanted in (("default", 1, 4), ("full", 1, 5), ("full", 0, 4)):
+        stock = Mock(
+            tokenizer=tokenizer,
+            image_processor=images,
+            patch_size=14,
+            num_additional_image_tokens=additional,
+            vision_feature_select_strategy=strategy,
+        )
+        assert count_image_tokens(stock) == wanted
 
 
 def test_errors_are_one_sentence(tmp_path: Path, capsys: Any) -> None:

@@ -202,6 +202,12 @@ def test_a_result_without_its_weights_is_no_model(build: Any, tmp_path: Path) ->
         load_model(final)
 
 
+def test_chatml_in_pieces_is_refused(build: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llm_integration.train.CHATML_TOKENS", ("<|begin|>", "<|end|>"))
+    with pytest.raises(ValueError, match=r"needs <\|begin\|> and <\|end\|> as single tokens"):
+        train(build("data.template=chatml"))
+
+
 def test_another_number_of_processes_is_refused(build: Any, tmp_path: Path) -> None:
     train(build("checkpoint_every=1", "max_steps=2"))
     assert check_resume(build("checkpoint_every=1", "max_steps=2"), 1) is not None
