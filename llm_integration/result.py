@@ -86,11 +86,12 @@ def save_result(
             model.save_pretrained(str(folder / ADAPTER), state_dict=dict(tensors))  # type: ignore[operator]
         else:
             trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-            trained |= trained_before(started_from)
             lost = sorted(trained - tensors.keys())
             if lost:
                 raise ValueError(f"{out}: {len(lost)} trained weights were not gathered, first {lost[0]}")
             kept = {name: tensors[name].contiguous().cpu() for name in trained}
+            # From its file, not from this run's memory, where what is frozen may have been cast to bf16.
+            kept.update(_read_trained(started_from, besides=trained))
             manifest["trained"] = sorted(kept)
             save_torch_state_dict(kept, folder, filename_pattern=_PATTERN, shared_tensors_to_discard=[])
         processor.save_pretrained(folder)
@@ -108,6 +109,16 @@ def trained_before(directory: str | PathLike[str]) -> set[str]:
         with safe_open(path, "pt") as file:
             names.update(file.keys())
     return names
+
+
+def _read_trained(directory: Path, besides: set[str]) -> dict[str, Tensor]:
+    """The weights that a result holds, but for those of some names."""
+    weights: dict[str, Tensor] = {}
+    if is_result(directory):
+        for path in sorted(directory.glob("trained*.safetensors")):
+            with safe_open(path, "pt") as file:
+                weights.update({name: file.get_tensor(name) for name in file.keys() if name not in besides})  # noqa: SIM118
+    return weights
 
 
 def load_tower(base: Path) -> dict[str, Tensor]:

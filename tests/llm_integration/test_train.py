@@ -159,6 +159,7 @@ def test_align_then_tune_then_export(build: Any, llava_dir: Path, tmp_path: Path
     [
         (("stage=tune",), ("stage=align", "data.template=plain")),
         (("stage=align", "tower=tuned", "data.template=plain"), ("stage=tune",)),
+        (("stage=tune", "tower=tuned"), ("stage=tune", "precision=bf16")),
     ],
 )
 def test_a_run_keeps_what_the_run_before_it_trained(
