@@ -114,7 +114,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             serve(app, 7860 if options.port is None else options.port)
             return
     except DigitsError as error:
-        parser.exit(2, f"error: --digits {options.digits}: {error} (--device cpu --dtype float32)\n")
+        parser.exit(2, f"error: --digits {options.digits}: {error}\n")
     except (ValueError, OSError) as error:
         parser.exit(2, f"error: {error}\n")
     print(f"{options.model}: a picture is {chat.visual_tokens} tokens; /image FILE, /new, /quit")

@@ -6,7 +6,7 @@ of text with ``<image>`` marks, so that templates written for text alone serve p
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -120,13 +120,25 @@ def find_end(tokenizer: Any, template: str | None) -> int | None:
             text = str(tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False))
         except Exception:  # templates raise whatever they like
             continue
-        _, found, tail = text.rpartition(answer)
-        if found:
-            specials = {t.content for t in tokenizer.added_tokens_decoder.values() if t.special}
-            behind = [token for token in specials if token in tail]
-            last = max(behind, key=lambda token: tail.rfind(token) + len(token), default=None)
+        if answer in text:
+            _, last = end_of_answer(text, text.rindex(answer), list_specials(tokenizer))
             return None if last is None else int(tokenizer.convert_tokens_to_ids(last))
     return None
+
+
+def list_specials(tokenizer: Any) -> list[str]:
+    """A tokenizer's special tokens, but for the image mark."""
+    specials = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    return sorted(specials - {IMAGE_MARK})
+
+
+def end_of_answer(text: str, start: int, specials: Sequence[str]) -> tuple[int, str | None]:
+    """Where an answer that begins at ``start`` ends, and the special token that ends it.
+
+    That is behind the last special token of its turn; at the end of the text, and None, if there is none.
+    """
+    places = [(text.rfind(token, start) + len(token), token) for token in specials if token in text[start:]]
+    return max(places, default=(len(text), None))
 
 
 def add_end(settings: GenerationConfig, end: int | None) -> None:

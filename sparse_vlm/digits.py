@@ -117,16 +117,22 @@ def pack_digits(module: nn.Module, digits: int = 3, strict: bool = False) -> int
     if digits not in _TOLERANCE:
         raise ValueError(f"digits must be 1, 2 or 3, got {digits!r}")
     missing = what_is_missing()
-    if strict and missing is not None:
-        raise DigitsError(missing)
-    weights = {(p.device.type, p.dtype) for p in module.parameters() if p.is_floating_point()}
-    if strict and weights != {("cpu", torch.float32)}:
-        found = ", ".join(sorted(f"{dtype} on {device}" for device, dtype in weights))
-        raise DigitsError(f"digits are for weights in torch.float32 on cpu, and these are {found}")
+    if strict and missing is None:
+        missing = _find_unfit(module)
     if missing is not None:
+        if strict:
+            raise DigitsError(missing)
         warnings.warn(f"linear layers stay as they are: {missing}", stacklevel=2)
         return 0
     return replace_linears(module, functools.partial(DigitLinear, digits=digits))
+
+
+def _find_unfit(module: nn.Module) -> str | None:
+    kinds = {(p.device.type, p.dtype) for p in module.parameters() if p.is_floating_point()}
+    if kinds == {("cpu", torch.float32)}:
+        return None
+    found = ", ".join(sorted(f"{dtype} on {device}" for device, dtype in kinds))
+    return f"digits are for weights in torch.float32 on cpu, and these are {found}"
 
 
 def split_weight(weight: Tensor, digits: int) -> DigitWeight:
@@ -187,8 +193,10 @@ def multiply_digits(rows: Tensor, weight: DigitWeight, bias: Tensor | None = Non
 
 @functools.cache
 def what_is_missing() -> str | None:
-    """What keeps this machine from multiplying digits; None if nothing does. Asked once: the kernel is
-    compiled if it was not yet, and a small product of each kind held to fp64."""
+    """What keeps this machine from multiplying digits; None if nothing does.
+
+    Asked once: the kernel is compiled if it was not yet, and a small product of each kind held to fp64.
+    """
     generator = torch.Generator().manual_seed(0)
     rows = torch.randn(17, 100, generator=generator, dtype=torch.float32)
     weight = torch.randn(33, 100, generator=generator, dtype=torch.float32)
@@ -245,6 +253,7 @@ def _compile() -> Path:
     library = cache / f"digits_{key}.so"
 
     def build(target: Path) -> None:
+        """Compile to a file; :func:`write_atomic` puts it in its place."""
         command = [*compiler.split(), *_FLAGS, str(_SOURCE), "-o", str(target)]
         result = subprocess.run(command, capture_output=True, text=True, check=False)
         if result.returncode:

@@ -70,7 +70,7 @@ class PackedLinear(nn.Linear):
             self._packed_from, self._packed_state = weakref.ref(weight), state
         return self._packed
 
-    # What another order of weights does otherwise.
+    # The three that another order of weights has its own of (:mod:`sparse_vlm.digits`).
 
     def _fits(self, input: Tensor) -> bool:
         """Whether the packed form is there for this precision, and faster for this many rows."""

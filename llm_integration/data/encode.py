@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..templates import IMAGE_MARK
+from ..templates import IMAGE_MARK, end_of_answer, list_specials
 from .records import BadRecordError
 
 IGNORED = -100
@@ -52,10 +52,7 @@ class ChatEncoder:
         self.num_tokens = num_tokens
         self.max_length = max_length
         self.image_id = int(tokenizer.convert_tokens_to_ids(IMAGE_MARK))
-        self.specials = sorted(
-            {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
-            - {IMAGE_MARK}
-        )
+        self.specials = list_specials(tokenizer)
 
     def encode(self, messages: Sequence[dict[str, str]], where: str = "this conversation") -> Encoded:
         """Encode one conversation.
@@ -117,15 +114,8 @@ class ChatEncoder:
                     f"{where}: the chat template leaves the answer out (some want a message's content in "
                     "parts, not as text); choose another template"
                 )
-            spans.append((len(prompt), self._end_of_answer(upto, len(prompt))))
+            spans.append((len(prompt), end_of_answer(upto, len(prompt), self.specials)[0]))
         return whole, spans
-
-    def _end_of_answer(self, text: str, start: int) -> int:
-        """Where an answer ends: behind the last special token of its turn, if there is one."""
-        return max(
-            (text.rfind(token, start) + len(token) for token in self.specials if token in text[start:]),
-            default=len(text),
-        )
 
     def _apply(self, messages: Sequence[dict[str, str]], prompt: bool, where: str) -> str:
         try:
