@@ -39,7 +39,11 @@ from .processor import build_processor
 from .templates import CHATML_TOKENS, IMAGE_MARK, TEMPLATES, add_end, build_template, find_end
 
 ASSEMBLY_FILE = "assembly.json"
-OWNED = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "*.py", "README.md", "LICENSE")
+RUN_FILE = "run.json"
+OWNED = (
+    *("*.json", "*.safetensors", "*.jinja", "*.model", "merges.txt", "vocab.txt", "*.py"),
+    *("README.md", "LICENSE"),
+)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -245,10 +249,33 @@ def _check_unchanged(model: LlavaForConditionalGeneration, probe: Tensor, before
     )
 
 
+def check_place(out: Path, source: Path | None = None) -> None:
+    """See that nothing is lost if a model is written to a place: only an earlier one of ours is replaced.
+
+    Args:
+        out: where to.
+        source: a directory that the model is made of.
+
+    Raises:
+        FileExistsError: if the place holds something else.
+        ValueError: if it is the source.
+    """
+    if source is not None and out.resolve() == source.resolve():
+        raise ValueError(f"{out} is what the model is made of and would be lost: name another directory")
+    if not out.is_dir() or not any(out.iterdir()):
+        return
+    if not any((out / name).is_file() for name in (ASSEMBLY_FILE, RUN_FILE)):
+        listed = ", ".join(sorted(entry.name for entry in out.iterdir())[:5])
+        raise FileExistsError(
+            f"{out} holds no model of ours, and other files ({listed}) would be lost: name another directory"
+        )
+
+
 def save_llava(
     model: LlavaForConditionalGeneration, processor: LlavaProcessor, out: Path, facts: dict[str, Any]
 ) -> None:
     """Write a plain LLaVA directory, atomically, with what is known about its parts in ``assembly.json``."""
+    check_place(out)
     tower = hash_tensors(model.model.vision_tower.state_dict())
     with atomic_directory(out, owned=OWNED) as folder:
         model.save_pretrained(folder)
@@ -282,6 +309,7 @@ def assemble(
     Raises:
         ValueError: if the parts do not fit each other, or not one of encoder and ViT is given.
     """
+    check_place(out)
     if (encoder_directory is None) == (vit is None):
         raise ValueError("name either an encoder directory or a ViT")
     if vit is not None and num_tokens is not None:

@@ -41,6 +41,11 @@ _NEEDED = {"image_size", "patch_size", "width", "layers"}
 _KNOWN = _NEEDED | {"head_width", "mlp_ratio", "patch_dropout"}
 
 
+def is_open_clip(folder: Path) -> bool:
+    """Whether a directory is in open_clip's format."""
+    return all((folder / name).is_file() for name in _OPEN_CLIP)
+
+
 def load_clip_vision(directory: str | Path) -> tuple[CLIPVisionModel, TransformConfig]:
     """A CLIP vision tower and its image transform, from a directory in transformers' or open_clip's format.
 
@@ -48,7 +53,7 @@ def load_clip_vision(directory: str | Path) -> tuple[CLIPVisionModel, TransformC
         ValueError: if the directory holds neither, or a ViT that is no plain CLIP.
     """
     folder = Path(directory)
-    if all((folder / name).is_file() for name in _OPEN_CLIP):
+    if is_open_clip(folder):
         return _load_open_clip(folder)
     if not (folder / "config.json").is_file() or not (folder / "preprocessor_config.json").is_file():
         raise ValueError(

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from .assemble import DTYPES, save_llava
+from .assemble import DTYPES, check_place, save_llava
 from .load import read_json
 from .result import RUN_FILE, is_result, load_model, load_model_processor
 
@@ -27,6 +27,7 @@ def export(run: Path, out: Path, dtype: torch.dtype | None = None) -> None:
     Raises:
         ValueError: if the directory is no result, or does not fit its base.
     """
+    check_place(out, source=run)
     if not is_result(run):
         raise ValueError(f"{run} holds no result of llm_integration.train (no {RUN_FILE})")
     manifest = read_json(run / RUN_FILE)

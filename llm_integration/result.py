@@ -27,11 +27,10 @@ from transformers import LlavaForConditionalGeneration, LlavaProcessor
 from sparse_vlm.atomic import atomic_directory
 from sparse_vlm.fingerprint import hash_tensors
 
-from .assemble import OWNED
+from .assemble import ASSEMBLY_FILE, OWNED, RUN_FILE, check_place
 from .freeze import TOWER
 from .load import load_checked_processor, load_llava, load_llava_config, read_json
 
-RUN_FILE = "run.json"
 ADAPTER = "adapter"
 FORMAT = "sparse_vlm.llava_run"
 _PATTERN = "trained{suffix}.safetensors"
@@ -40,6 +39,12 @@ _PATTERN = "trained{suffix}.safetensors"
 def is_result(directory: str | PathLike[str]) -> bool:
     """Whether a directory holds a run's result by reference."""
     return (Path(directory) / RUN_FILE).is_file()
+
+
+def read_facts(directory: str | PathLike[str]) -> dict[str, Any] | None:
+    """What is written beside a model about how it was made; None where there is no model of ours."""
+    files = (Path(directory) / name for name in (RUN_FILE, ASSEMBLY_FILE))
+    return next((read_json(file) for file in files if file.is_file()), None)
 
 
 def base_of(directory: str | PathLike[str]) -> Path:
@@ -72,6 +77,7 @@ def save_result(
     Raises:
         ValueError: if a trained weight is not in the state dict.
     """
+    check_place(out)
     adapter = isinstance(model, PeftModel)
     base = base_of(started_from)
     manifest: dict[str, Any] = {

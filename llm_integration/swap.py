@@ -10,7 +10,7 @@ Anywhere else it starts anew and has to be aligned.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,8 @@ from sparse_vlm import load_encoder
 from sparse_vlm.checkpoint import load_provenance
 from sparse_vlm.fingerprint import hash_tower
 
-from .assemble import build_projector, save_llava
+from .assemble import build_projector, check_place, save_llava
+from .clip_vision import is_open_clip, load_clip_vision
 from .hf import build_vision_model
 from .load import load_llava_config
 from .processor import build_processor
@@ -51,7 +52,11 @@ def explain_kinship(provenance: Mapping[str, Any], tower: Mapping[str, Tensor]) 
     folder = find_local(teacher)
     if folder is None:
         return False, f"the encoder's teacher {teacher!r} is not on this machine, so it cannot be compared"
-    if holds_tower(folder, tower):
+    try:
+        same = holds_tower(folder, tower)
+    except ValueError as error:
+        return False, f"the encoder's teacher {teacher!r} cannot be compared with this tower: {error}"
+    if same:
         return True, f"the encoder's teacher {teacher!r} has the very weights of this tower"
     return False, f"the encoder's teacher {teacher!r} has other weights than this tower"
 
@@ -71,26 +76,52 @@ def find_local(teacher: str) -> Path | None:
 
 
 def holds_tower(folder: Path, tower: Mapping[str, Tensor]) -> bool:
-    """Whether the safetensors files of a folder hold every weight of a tower, value for value."""
-    places: dict[str, Path] = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        with safe_open(path, "pt") as file:
-            places.update(dict.fromkeys(file.keys(), path))
+    """Whether a folder holds every weight of a tower, value for value.
+
+    Args:
+        folder: in transformers' or open_clip's format.
+        tower: state dict, under transformers' names.
+
+    Raises:
+        ValueError: if it is open_clip's and no plain CLIP.
+    """
+    read, names = _open_clip_weights(folder) if is_open_clip(folder) else _open_files(folder)
     compared = 0
     for key, value in tower.items():
         if key.endswith("position_ids"):
             continue
-        name = next((prefix + key for prefix in _PREFIXES if prefix + key in places), None)
+        name = next((prefix + key for prefix in _PREFIXES if prefix + key in names), None)
         if name is None:
             return False
-        with safe_open(places[name], "pt") as file:
-            other = file.get_tensor(name)
+        other = read(name)
         # A checkpoint stored in half precision is the same tower as its fp32 original.
         coarse = min((other.dtype, value.dtype), key=lambda dtype: torch.finfo(dtype).bits)
         if other.shape != value.shape or not torch.equal(other.to(coarse), value.cpu().to(coarse)):
             return False
         compared += 1
     return compared > 0
+
+
+def _open_files(folder: Path) -> tuple[Callable[[str], Tensor], Collection[str]]:
+    """How to read a weight of safetensors files by name, and the names."""
+    places: dict[str, Path] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, "pt") as file:
+            places.update(dict.fromkeys(file.keys(), path))
+
+    def read(name: str) -> Tensor:
+        """One weight from its file."""
+        with safe_open(places[name], "pt") as file:
+            tensor: Tensor = file.get_tensor(name)
+        return tensor
+
+    return read, places.keys()
+
+
+def _open_clip_weights(folder: Path) -> tuple[Callable[[str], Tensor], Collection[str]]:
+    """The same of an open_clip directory, under transformers' names."""
+    weights = load_clip_vision(folder)[0].state_dict()
+    return weights.__getitem__, weights.keys()
 
 
 def swap(
@@ -111,6 +142,7 @@ def swap(
     Raises:
         ValueError: if something does not fit.
     """
+    check_place(out, source=llava)
     load_llava_config(llava)
     loaded: Any = LlavaForConditionalGeneration.from_pretrained(
         str(llava), dtype="auto", local_files_only=True, output_loading_info=True
@@ -135,11 +167,16 @@ def swap(
     tower = build_vision_model(encoder, num_tokens, pooling_head=False)
     old_depth = int(old_tower.config.num_hidden_layers)
     config = model.config
+    layer: int | list[int] = config.vision_feature_layer
+    layers = [layer] if isinstance(layer, int) else layer
+    if kept and any(each in (-1, old_depth) for each in layers):
+        kept = False
+        reason = (
+            "it reads the last state of its tower before the final norm, which no tower of ours gives out"
+        )
     config.vision_config = tower.config
     drops_first = False
     if kept:
-        layer: int | list[int] = config.vision_feature_layer
-        layers = [layer] if isinstance(layer, int) else layer
         found = [_count_from_the_end(each, old_depth, encoder.config.depth) for each in layers]
         config.vision_feature_layer = found[0] if isinstance(layer, int) else found
         drops_first = config.vision_feature_select_strategy == "default"

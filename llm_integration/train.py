@@ -11,7 +11,7 @@ import logging
 import os
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,7 @@ from .data.dataset import TooManyBadRecordsError
 from .freeze import PROJECTOR, TOWER, cast_frozen, prepare_parameters, trained_names
 from .processes import leave_process_group
 from .processor import count_image_tokens
-from .result import load_model, load_model_processor, save_result, trained_before
+from .result import load_model, load_model_processor, read_facts, save_result, trained_before
 from .templates import CHATML_TOKENS, build_template
 from .trainer import ChatTrainer, LogFile, WholeMark
 
@@ -54,8 +54,9 @@ SETTINGS_FILE = "settings.json"
 LOG_FILE = "log.jsonl"
 CHECKPOINTS = "checkpoints"
 FINAL = "final"
-# What a run may be continued with although it was begun otherwise.
-_FREE_TO_CHANGE = ("resume", "log_every", "keep_checkpoints", "checkpoint_every", "max_steps", "epochs")
+# What the result of a run does not depend on, and what a run may be continued with although begun otherwise.
+_WITHOUT_EFFECT = ("resume", "log_every", "keep_checkpoints", "checkpoint_every")
+_FREE_TO_CHANGE = (*_WITHOUT_EFFECT, "max_steps", "epochs")
 
 
 def build_dataset(settings: TrainSettings, processor: LlavaProcessor, template: str) -> ChatDataset:
@@ -172,7 +173,9 @@ def check_resume(settings: TrainSettings, processes: int) -> Path | None:
         for path in (settings.out / CHECKPOINTS).glob("checkpoint-*")
         if (path / WholeMark.NAME).is_file()
     ]
-    newest = max(found, key=checkpoint_step, default=None)
+    # One at the very end has nothing left to do, and the Trainer would do a step more all the same.
+    unfinished = [path for path in found if not _is_at_end(path, settings, old)]
+    newest = max(unfinished, key=checkpoint_step, default=None)
     if newest is not None:
         wrote = json.loads((newest / WholeMark.NAME).read_text(encoding="utf-8")).get("processes", processes)
         if wrote != processes:
@@ -183,6 +186,26 @@ def check_resume(settings: TrainSettings, processes: int) -> Path | None:
                 ]
             )
     return newest
+
+
+def _is_at_end(checkpoint: Path, settings: TrainSettings, begun_with: Mapping[str, Any]) -> bool:
+    """Whether a checkpoint of a run is the one after its last update."""
+    if settings.max_steps is not None:
+        return checkpoint_step(checkpoint) >= settings.max_steps
+    if begun_with["max_steps"] is not None or begun_with["epochs"] != settings.epochs:
+        return False
+    state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    return checkpoint_step(checkpoint) >= int(state["max_steps"])
+
+
+def read_finished(settings: TrainSettings) -> dict[str, float] | None:
+    """The closing figures of a run that has ended already; None if there is something left to do."""
+    facts = read_facts(settings.out / FINAL) if settings.resume else None
+    if facts is None or "settings" not in facts:
+        return None
+    asked = json.loads(json.dumps(settings_to_dict(settings)))
+    same = all(facts["settings"].get(key) == asked[key] for key in asked if key not in _WITHOUT_EFFECT)
+    return dict(facts["metrics"]) if same else None
 
 
 def checkpoint_step(checkpoint: Path) -> int:
@@ -235,6 +258,10 @@ def train(settings: TrainSettings) -> dict[str, float]:
     arguments = build_arguments(settings, deepspeed)  # ZeRO-3 partitions models that are loaded after this
     checkpoint = check_resume(settings, arguments.world_size)
     check_start(settings)
+    finished = read_finished(settings)
+    if finished is not None:
+        logger.info("this run is finished: %s", settings.out / FINAL)
+        return finished
     set_seed(settings.seed)
 
     processor = load_model_processor(settings.model)

@@ -24,10 +24,13 @@ from transformers import (
 
 import sparse_vlm
 from llm_integration.assemble import OWNED
+from llm_integration.clip_vision import load_clip_vision
 from llm_integration.load import load_checked_processor, load_llava
-from llm_integration.swap import main, swap
+from llm_integration.swap import holds_tower, main, swap
 from sparse_vlm import SparseFormerConfig, TransformConfig
 from sparse_vlm.fingerprint import hash_tower
+
+SHIPPED = Path(__file__).resolve().parents[2] / "assets" / "scenes_clip"
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +111,7 @@ def test_the_towers_own_child_keeps_the_projector(
     assert torch.isfinite(model(**inputs).logits).all()
 
 
-@pytest.mark.parametrize(("layer", "wanted"), [(-1, -1), (3, -1), ([2], [-2]), (1, -3), (0, None)])
+@pytest.mark.parametrize(("layer", "wanted"), [(-2, -2), ([2], [-2]), (1, -3), (0, None)])
 def test_a_kept_projector_reads_the_same_layer_of_a_shorter_tower(
     clip_llava: tuple[Path, Path],
     tiny_encoder_config: SparseFormerConfig,
@@ -128,6 +131,55 @@ def test_a_kept_projector_reads_the_same_layer_of_a_shorter_tower(
         return
     swap(tmp_path / "llava", encoder, tmp_path / "out")
     assert load_llava(tmp_path / "out").config.vision_feature_layer == wanted
+
+
+@pytest.mark.parametrize("layer", [-1, 3, [-1]])
+def test_a_projector_that_reads_the_state_before_the_final_norm_starts_anew(
+    clip_llava: tuple[Path, Path], tiny_encoder_config: SparseFormerConfig, tmp_path: Path, layer: Any
+) -> None:
+    """CLIP in transformers gives its last state before its final norm, an encoder of ours after it."""
+    llava, clip = clip_llava
+    shutil.copytree(llava, tmp_path / "llava")
+    path = tmp_path / "llava" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "vision_feature_layer": layer}))
+    encoder = _encoder(tiny_encoder_config, tmp_path / "enc", f"hf:{clip}")
+    said = swap(tmp_path / "llava", encoder, tmp_path / "out")
+    assert said.startswith("projector re-initialised")
+    assert "before the final norm" in said
+    assert load_llava(tmp_path / "out").config.vision_feature_layer == -1
+
+
+def test_a_teacher_in_open_clips_format_is_recognised() -> None:
+    tower = load_clip_vision(SHIPPED)[0].state_dict()
+    assert holds_tower(SHIPPED, tower)
+    name = next(name for name in tower if name.endswith("q_proj.weight"))
+    assert not holds_tower(SHIPPED, {**tower, name: tower[name] + 1})
+
+
+def test_a_teacher_that_cannot_be_compared_is_no_parent(
+    clip_llava: tuple[Path, Path], tiny_encoder_config: SparseFormerConfig, tmp_path: Path
+) -> None:
+    teacher = tmp_path / "other"
+    shutil.copytree(SHIPPED, teacher)
+    path = teacher / "open_clip_config.json"
+    content = json.loads(path.read_text())
+    content["model_cfg"]["vision_cfg"]["attentional_pool"] = True
+    path.write_text(json.dumps(content))
+    encoder = _encoder(tiny_encoder_config, tmp_path / "enc", str(teacher))
+    assert "cannot be compared with this tower" in swap(clip_llava[0], encoder, tmp_path / "out")
+
+
+def test_what_the_copy_is_made_of_is_not_replaced(
+    clip_llava: tuple[Path, Path], encoder_dir: Path, tmp_path: Path
+) -> None:
+    before = sorted(path.name for path in clip_llava[0].iterdir())
+    with pytest.raises(ValueError, match="is what the model is made of"):
+        swap(clip_llava[0], encoder_dir, clip_llava[0])
+    with pytest.raises(FileExistsError, match="holds no model of ours"):
+        swap(clip_llava[0], encoder_dir, clip_llava[1])
+    assert sorted(path.name for path in clip_llava[0].iterdir()) == before
+    for _ in range(2):  # an earlier copy of ours is replaced
+        swap(clip_llava[0], encoder_dir, tmp_path / "out")
 
 
 def test_a_teacher_with_other_weights_is_no_parent(

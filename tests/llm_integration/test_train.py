@@ -251,6 +251,52 @@ def test_resume_is_exact(build: Any, tmp_path: Path, extra: tuple[str, ...]) -> 
         train(build(*common, f"out={broken}", "seed=4"))
 
 
+@pytest.mark.parametrize("extra", [("max_steps=6",), ("max_steps=null", "epochs=1")])
+def test_a_run_killed_before_its_result_is_written_gives_the_same(
+    build: Any, tmp_path: Path, extra: tuple[str, ...]
+) -> None:
+    """Its last checkpoint is one after which there is no update left."""
+    run = tmp_path / "run"
+    train(build("checkpoint_every=2", *extra))
+    losses, weights = _losses(run), load_file(run / "final" / "trained.safetensors")
+    assert (run / "checkpoints" / "checkpoint-6").is_dir()
+    shutil.rmtree(run / "final")
+    train(build("checkpoint_every=2", *extra))
+    assert _losses(run) == losses
+    again = load_file(run / "final" / "trained.safetensors")
+    assert all(torch.equal(again[name], weights[name]) for name in weights)
+
+
+def test_a_finished_run_is_left_alone(build: Any, tmp_path: Path) -> None:
+    figures = train(build("checkpoint_every=2", "max_steps=2"))
+    files = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    assert train(build("checkpoint_every=2", "max_steps=2", "log_every=5")) == figures
+    assert files == {
+        path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*") if path.is_file()
+    }
+    train(build("checkpoint_every=2", "max_steps=3"))
+    assert len(_losses(tmp_path / "run")) == 3
+
+
+def test_a_longer_run_goes_on_from_the_end_of_the_shorter(build: Any, tmp_path: Path) -> None:
+    settings = build("checkpoint_every=6", "max_steps=null", "epochs=1")
+    train(settings)
+    longer = build("checkpoint_every=6", "max_steps=null", "epochs=2")
+    assert check_resume(longer, 1) == tmp_path / "run" / "checkpoints" / "checkpoint-6"
+    assert check_resume(settings, 1) is None
+
+
+def test_export_keeps_the_run_it_is_made_of(
+    build: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(build("max_steps=1"))
+    final = str(tmp_path / "run" / "final")
+    with pytest.raises(SystemExit):
+        export(["--run", final, "--out", final])
+    assert "is what the model is made of" in capsys.readouterr().err
+    load_model(tmp_path / "run" / "final")
+
+
 def test_beginning_anew_leaves_nothing_of_the_run_before(build: Any, tmp_path: Path) -> None:
     run = tmp_path / "run"
     train(build("checkpoint_every=1", "max_steps=3"))
