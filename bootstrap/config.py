@@ -176,16 +176,23 @@ class TargetSettings:
     store: str | None = None
     max_gigabytes: float = 200.0
 
+    def __post_init__(self) -> None:
+        if not self.max_gigabytes > 0:
+            raise ValueError(f"max_gigabytes must be above 0, got {self.max_gigabytes}")
+
 
 @dataclass(frozen=True)
 class HeldoutSettings:
     """Held-out pictures, never trained on.
 
     Attributes:
-        source: folder or tars, as in ``data.source``; None for no evaluation.
+        source: folder, tars or dataset, as in ``data.source``; None for no evaluation.
+        kind: as ``data.kind``.
+        split: as ``data.split``.
+        column: as ``data.column``.
         truth: how to know the right class: ``"none"``, ``"index_prefix"`` (file names begin with the class
-            index and an underscore), or a JSON file of picture name to class index (perhaps under the key
-            ``labels``).
+            index and an underscore), or a JSON file from each picture's file name, or its path below the
+            folder, to its class index (perhaps under the key ``labels``).
         classes: JSON file with ``classes`` and ``templates`` for zero-shot classification by a teacher
             with a text side.
         limit: at most so many pictures.
@@ -195,6 +202,9 @@ class HeldoutSettings:
     """
 
     source: str | None = None
+    kind: Literal["auto", "folder", "tars", "hf"] = "auto"
+    split: str | None = None
+    column: str | None = None
     truth: str = "none"
     classes: str | None = None
     limit: int = 1000
@@ -205,8 +215,12 @@ class HeldoutSettings:
     def __post_init__(self) -> None:
         if self.limit < 1 or self.batch_size < 1 or self.every < 0:
             raise ValueError("limit and batch_size must be at least 1, every at least 0")
-        if self.source is None and (self.truth != "none" or self.classes or self.every or self.tokens):
-            raise ValueError("truth, classes, every and tokens describe held-out pictures: name their source")
+        described = (self.truth != "none", self.classes, self.every, self.tokens, self.split, self.column)
+        if self.source is None and any(described):
+            raise ValueError(
+                "truth, classes, every, tokens, split and column describe held-out pictures: name "
+                "their source"
+            )
 
 
 @dataclass(frozen=True)
@@ -262,6 +276,8 @@ class BootstrapConfig:
         for name in ("steps", "batch_size", "accumulate", "log_every", "keep_checkpoints"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.seed < 0:
+            raise ValueError(f"seed must be 0 or more, got {self.seed}")
         if self.save_every < 0:
             raise ValueError(f"save_every must be 0 or more, got {self.save_every}")
         if self.objective.relations > 0 and self.batch_size < 2:

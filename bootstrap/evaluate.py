@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from sparse_vlm.draw import draw_rois
 from sparse_vlm.encoder import SparseFormer
 
 from .config import HeldoutSettings
-from .data import DataConfig, PictureSource, SkippedPictures, open_source, read_in_order
+from .data import AnySource, DataConfig, PictureSource, SkippedPictures, open_source, read_in_order
 from .data.decode import BadPictureError, decode_picture
 from .teacher import Teacher
 
@@ -43,7 +44,7 @@ class HeldOut:
             raise ValueError("heldout.source names no pictures")
         self.settings = settings
         self.transform = teacher.spec.transform
-        source = open_source(DataConfig(source=settings.source))
+        source = _open(settings)
         if not isinstance(source, PictureSource):
             raise ValueError(
                 f"heldout.source {settings.source!r} is a stream; held-out pictures must lie on this disk"
@@ -118,7 +119,7 @@ class HeldOut:
 
     def _read_truth(self) -> Tensor | None:
         truth = self.settings.truth
-        names = [Path(self.source.name(index)).name for index in self.kept]
+        names = [self.source.name(index) for index in self.kept]
         if truth == "none":
             return None
         if self.label_kind == "retrieval":
@@ -127,6 +128,7 @@ class HeldOut:
                 "with a text side and heldout.classes"
             )
         if truth == "index_prefix":
+            names = [_bare(name) for name in names]
             strange = [name for name in names if not re.match(r"[0-9]+_", name)]
             if strange:
                 raise ValueError(
@@ -134,17 +136,26 @@ class HeldOut:
                     f"{strange[0]!r}"
                 )
             return torch.tensor([int(name.split("_")[0]) for name in names])
-        table = json.loads(Path(truth).read_text(encoding="utf-8"))
+        table = _read_json(truth, "heldout.truth")
         table = table.get("labels", table) if isinstance(table, dict) else table
         if not isinstance(table, dict):
             raise ValueError(
-                f"{truth} must be a JSON object from file names to class numbers, or hold one under "
-                f"'labels'; found a {type(table).__name__}"
+                f"heldout.truth={truth} must be a JSON object from file names to class numbers, or hold one "
+                f"under 'labels'; found a {type(table).__name__}"
             )
-        missing = [name for name in names if name not in table]
+        keys = [name if name in table else _bare(name) for name in names]
+        missing = [name for name, key in zip(names, keys, strict=True) if key not in table]
         if missing:
-            raise ValueError(f"{truth} says nothing about {len(missing)} pictures, such as {missing[0]!r}")
-        return torch.tensor([int(table[name]) for name in names])
+            raise ValueError(
+                f"heldout.truth={truth} says nothing about {len(missing)} pictures, such as {missing[0]!r}"
+            )
+        shared = [key for key, count in Counter(keys).items() if count > 1]
+        if shared:
+            raise ValueError(
+                f"heldout.truth={truth}: {shared[0]!r} is the name of several pictures; name each by its "
+                "path below the folder"
+            )
+        return torch.tensor([int(table[key]) for key in keys])
 
     def picture(self, path: str | None) -> Image.Image:
         """The photograph for RoI pictures: a file, or by default the first held-out picture.
@@ -175,6 +186,33 @@ def draw_focus(encoder: SparseFormer, picture: Image.Image) -> Image.Image:
     )
 
 
+def _open(settings: HeldoutSettings) -> AnySource:
+    """The held-out source; what is wrong with it is said in the names of its own settings."""
+    try:
+        return open_source(
+            DataConfig(
+                settings.source or "", kind=settings.kind, split=settings.split, column=settings.column
+            )
+        )
+    except (ValueError, FileNotFoundError) as error:
+        raise type(error)(re.sub(r"\bdata\.(?=source|kind|split|column)", "heldout.", str(error))) from None
+
+
+def _bare(name: str) -> str:
+    """A picture's file name, as its source calls the picture: a path, or "row 5 (path)"."""
+    row = re.fullmatch(r"row \d+ \((.*)\)", name)
+    return Path(row.group(1) if row else name).name
+
+
+def _read_json(path: str, key: str) -> Any:
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"{key}={path} cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise ValueError(f"{key}={path} is no JSON: {error}") from None
+
+
 def _choose_labels(settings: HeldoutSettings, teacher: Teacher) -> tuple[Tensor | None, str]:
     """Class embeddings (n, E), or None where the embedding is itself a row of logits; and their kind."""
     if settings.classes is not None:
@@ -183,9 +221,12 @@ def _choose_labels(settings: HeldoutSettings, teacher: Teacher) -> tuple[Tensor 
                 f"heldout.classes needs a teacher with a text side and its tokenizer; {teacher.spec.name} "
                 "has none"
             )
-        table = json.loads(Path(settings.classes).read_text(encoding="utf-8"))
-        if not {"classes", "templates"} <= table.keys():
-            raise ValueError(f"{settings.classes} must hold 'classes' and 'templates', found {sorted(table)}")
+        table = _read_json(settings.classes, "heldout.classes")
+        if not isinstance(table, dict) or not {"classes", "templates"} <= table.keys():
+            found = sorted(table) if isinstance(table, dict) else f"a {type(table).__name__}"
+            raise ValueError(
+                f"heldout.classes={settings.classes} must hold 'classes' and 'templates', found {found}"
+            )
         rows = []
         for name in table["classes"]:
             texts = teacher.encode_text([template.replace("{}", name) for template in table["templates"]])

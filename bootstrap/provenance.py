@@ -15,15 +15,18 @@ _PACKAGES = ("sparse-vlm", "torch", "timm", "open_clip_torch", "transformers", "
 def describe_commit() -> str:
     """The commit of the checkout that this code runs from, ``-dirty`` if it was changed since."""
     try:
-        return subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout.strip()
+        # A copy inside another repository, an environment in an ignored folder say, has no commit there.
+        _ask_git("ls-files", "--error-unmatch", Path(__file__).name)
+        return _ask_git("describe", "--always", "--dirty", "--abbrev=12", "--exclude=*")
     except (OSError, subprocess.CalledProcessError):
         return "unknown (not a git checkout)"
+
+
+def _ask_git(*words: str) -> str:
+    folder = Path(__file__).parent
+    return subprocess.run(
+        ["git", *words], cwd=folder, capture_output=True, text=True, check=True
+    ).stdout.strip()
 
 
 def describe_versions() -> dict[str, str]:

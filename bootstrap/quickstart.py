@@ -55,6 +55,10 @@ def main(arguments: list[str] | None = None) -> None:
     started = time.time()
     try:
         config = read_config(options.config, tuple(options.overrides))
+        if config.heldout.source is None or config.heldout.truth == "none":
+            raise ValueError(
+                "the table at the end needs heldout.source and heldout.truth; bootstrap.train does not"
+            )
         _write_scenes(config, options.train, options.heldout)
         directory = _train(config, options.config, options.overrides, options.processes)
         rows, figures = _compare(config, directory)

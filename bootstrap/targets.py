@@ -152,7 +152,8 @@ class StoredTargets:
                 if found.get(key) != value:
                     raise ValueError(
                         f"the targets in {self.folder} were made for {key}={found.get(key)!r}, this run has "
-                        f"{value!r}: name another targets.store"
+                        f"{value!r}: name another folder with targets.store=…, or keep none with "
+                        "targets.store=null"
                     )
         else:
             write_atomic(path, json.dumps(made_for, indent=2))

@@ -40,7 +40,10 @@ from .teacher import inherit_teacher, load_teacher, spec_to_config
 
 # Pictures that units and the class token's first state are measured on.
 _MEASURED_PICTURES = 256
-# Settings that a resumed run may change: they decide nothing about the weights.
+_SETTINGS_FILE, _INHERITANCE_FILE = "config.yaml", "inheritance.txt"
+_BEFORE_THE_START = {_SETTINGS_FILE, _INHERITANCE_FILE}
+# Settings that a resumed run may change: they decide nothing about the weights, but for the rounding of
+# targets that are stored.
 _FREE = ("log_every", "save_every", "keep_checkpoints", "figure", "heldout", "targets", "device")
 
 
@@ -61,10 +64,15 @@ def bootstrap(config: BootstrapConfig) -> Path:
     out = Path(config.out)
     engine = build_engine(config)
     try:
+        finished = (out / "encoder" / "config.json").is_file()
         if engine.is_main:
-            _claim(out, config)
+            _check_place(out, config)
+            if not finished:
+                out.mkdir(parents=True, exist_ok=True)
+                settings = yaml.safe_dump(_to_plain(config), sort_keys=False)
+                write_atomic(out / _SETTINGS_FILE, settings)
         engine.gather(None)
-        if (out / "encoder" / "config.json").is_file():
+        if finished:
             print(f"this run is finished: {out / 'encoder'}", file=sys.stderr)
             return out / "encoder"
         return _Bootstrap(config, out, engine).run()
@@ -88,7 +96,10 @@ class _Bootstrap:
         self.stream = self._open_stream(engine.rank, engine.world_size)
         checkpoints = list_checkpoints(self.checkpoints)
         self.resumed = checkpoints[-1] if checkpoints else None
-        self.spreads, cls_state = self._measure()
+        with torch.random.fork_rng(
+            devices=[]
+        ):  # workers draw a seed: their number must not be in the weights
+            self.spreads, cls_state = self._measure()
         self.encoder = self._build_encoder(cls_state).to(engine.device)
         self._check_counts()
         self.encoder.set_grad_checkpointing(student.activation_checkpointing)
@@ -180,7 +191,7 @@ class _Bootstrap:
         encoder = build_encoder(architecture, spec.transform)
         report = inherit_teacher(encoder, self.teacher, self.plan, cls_state)
         if self.engine.is_main:
-            write_atomic(self.out / "inheritance.txt", report.table(every_tensor=True) + "\n")
+            write_atomic(self.out / _INHERITANCE_FILE, report.table(every_tensor=True) + "\n")
             print(report, file=sys.stderr)
         return encoder
 
@@ -210,6 +221,7 @@ class _Bootstrap:
             "precision": self.config.teacher.precision,
             "transform": self.teacher.spec.transform.to_dict(),
             "source": source.fingerprint(),
+            "max_pixels": data.max_pixels,
             "scale": list(data.scale),
             "ratio": list(data.ratio),
             "flip": data.flip,
@@ -304,10 +316,15 @@ class _Bootstrap:
         }
 
 
-def _claim(out: Path, config: BootstrapConfig) -> None:
-    """Make the run directory and write the resolved settings, or see that they are those of the run in it."""
-    path = out / "config.yaml"
-    ours = json.loads(json.dumps(settings_to_dict(config)))
+def _to_plain(config: BootstrapConfig) -> dict[str, Any]:
+    return dict(json.loads(json.dumps(settings_to_dict(config))))
+
+
+def _check_place(out: Path, config: BootstrapConfig) -> None:
+    """See that the run directory is empty, or that these are the settings of the run that was begun in it."""
+    path, ours = out / _SETTINGS_FILE, _to_plain(config)
+    if out.is_dir() and path.is_file() and {entry.name for entry in out.iterdir()} <= _BEFORE_THE_START:
+        return  # what a start leaves that failed before the first step
     if path.is_file():
         theirs = yaml.safe_load(path.read_text(encoding="utf-8"))
         changed = [key for key in ours if key not in _FREE and theirs.get(key) != ours[key]]
@@ -319,8 +336,6 @@ def _claim(out: Path, config: BootstrapConfig) -> None:
             )
     elif out.is_dir() and any(out.iterdir()):
         raise ValueError(f"{out} is not empty and holds no run: name another directory with out=…")
-    out.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, yaml.safe_dump(ours, sort_keys=False))
 
 
 def _without_workers(theirs: dict[str, Any], ours: dict[str, Any]) -> bool:

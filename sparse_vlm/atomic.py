@@ -7,6 +7,7 @@ import ctypes
 import errno
 import fnmatch
 import os
+import re
 import shutil
 import socket
 import uuid
@@ -105,7 +106,10 @@ def recover_directory(path: str | os.PathLike[str]) -> bool:
     target = Path(path).resolve()
     if target.exists() or not target.parent.is_dir():
         return False
-    aside = sorted(target.parent.glob(f".{_escape(target.name)}.*.aside"), key=lambda p: p.stat().st_mtime)
+    # The dots tell it from what belongs to a longer name: ".name.v2.host-1-abc.aside".
+    found = target.parent.glob(f".{_escape(target.name)}.*.aside")
+    ours = [path for path in found if path.name.count(".") == target.name.count(".") + 3]
+    aside = sorted(ours, key=lambda path: path.stat().st_mtime)
     if not aside:
         return False
     aside[-1].rename(target)
@@ -194,7 +198,7 @@ def _is_alive(process: int) -> bool:
 
 
 def _host() -> str:
-    return socket.gethostname().replace("-", "_").replace("/", "_")
+    return re.sub(r"[-/.]", "_", socket.gethostname())
 
 
 def _escape(name: str) -> str:

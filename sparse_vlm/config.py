@@ -117,8 +117,11 @@ class SparseFormerConfig:
 
     def __post_init__(self) -> None:
         # Lists come from JSON and YAML; the orders are stored as tuples so that equal configs compare equal.
-        object.__setattr__(self, "focusing_order", tuple(self.focusing_order))
-        object.__setattr__(self, "handover_order", tuple(self.handover_order))
+        for name in ("focusing_order", "handover_order"):
+            order: Any = getattr(self, name)
+            if not isinstance(order, (list, tuple)):
+                raise ValueError(f"{name} must be a list of operations, got {order!r}")
+            object.__setattr__(self, name, tuple(order))
         self._check_types()
         self._check_numbers()
         self._check_words()

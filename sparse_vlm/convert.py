@@ -14,7 +14,6 @@ an unbiased variance), for the same weights.
 from __future__ import annotations
 
 import argparse
-import pickle
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -182,11 +181,12 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
         raise ConversionError(f"there is no checkpoint file at {path}")
     try:
         loaded: Any = torch.load(str(path), map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    except (
+        Exception
+    ) as error:  # a broken file sends the unpickler anywhere: KeyError, IndexError, struct.error
         raise ConversionError(
-            f"{path} cannot be read as tensors alone ({reason}). If it is whole and you trust it, save the "
-            "state dict that it holds under 'model' or 'state_dict' to a file of its own"
+            f"{path} cannot be read as tensors alone ({_explain(path, error)}). If it is whole and you trust "
+            "it, save the state dict that it holds under 'model' or 'state_dict' to a file of its own"
         ) from error
     for key in ("model", "state_dict", "model"):
         if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
@@ -202,6 +202,20 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
             f"{path} is not an official SparseFormer checkpoint: none of {', '.join(_STYLES)} is in it"
         )
     return tensors
+
+
+def _explain(path: Path, error: Exception) -> str:
+    """What is wrong with a file that torch cannot read, in a few words."""
+    with path.open("rb") as file:
+        start = file.read(64).lstrip()
+    if start.startswith(b"version https://git-lfs"):
+        return "it is a Git LFS pointer, not the file itself"
+    if start.startswith(b"<"):
+        return "it is a web page"
+    lines = str(error).strip().splitlines()
+    # torch begins with a paragraph about its own options; what it found comes later.
+    said = next((line for line in lines if "WeightsUnpickler error" in line), lines[0] if lines else "")
+    return f"{type(error).__name__}: {said.strip()}".rstrip(": ")
 
 
 def convert(checkpoint: Path, directory: Path, preset: str | None = None) -> tuple[str, SparseFormer]:

@@ -67,5 +67,6 @@ class CortexTransformer(nn.Module):
                 tokens = checkpoint(block, tokens, use_reentrant=False)
             else:
                 tokens = block(tokens)
-            states.append(tokens)
+            if hidden_states:
+                states.append(tokens)
         return tokens, tuple(states) if hidden_states else None

@@ -4,8 +4,10 @@ Such a processor does 32 times as many operations a cycle on 8-bit whole numbers
 So a row of the input and a row of the weight are each written as digits in base 256, times one number that
 makes the row's largest entry the largest that fits. Pairs of digits are multiplied and summed without
 rounding, and the sums put together in fp32: the scheme of Ozaki et al. (Numerical Algorithms 59, 2012), on
-whole numbers Ootomo et al. (arXiv 2306.11975). Three digits have the 24 bits of fp32, and errors no larger
-than those of a product in fp32; two have 16 bits, one has 8.
+whole numbers Ootomo et al. (arXiv 2306.11975). Three digits have the 24 bits of fp32, two have 16, one has 8,
+counted from the row's largest entry. In rows of about one size, as a layer norm leaves them, errors of three
+digits are no larger than those of a product in fp32; where one entry is far larger than the others, and the
+weight gives it no say, the others have fewer bits.
 
 >>> from sparse_vlm.digits import pack_digits
 >>> pack_digits(encoder)                         # doctest: +SKIP
@@ -63,10 +65,12 @@ class DigitWeight(NamedTuple):
         tiles: (out / 16, in / 64, digits, 16, 16, 4), int8, padded with zeros: the features of a tile by
             fours, its outputs, and four features.
         scales: (out,), fp32: what the sums of an output are multiplied by.
+        features: in.
     """
 
     tiles: Tensor
     scales: Tensor
+    features: int
 
 
 class DigitLinear(PackedLinear):
@@ -136,7 +140,7 @@ def _find_unfit(module: nn.Module) -> str | None:
 
 
 def split_weight(weight: Tensor, digits: int) -> DigitWeight:
-    """Write a weight (out, in) in fp32 as digits, in the kernel's order."""
+    """Write a weight (out, in) in fp32, on the CPU, as digits, in the kernel's order."""
     outputs, features = weight.shape
     top = int.from_bytes(b"\x7f" * digits, "big")  # 127 in every digit
     half = int.from_bytes(b"\x80" * digits, "big")
@@ -151,7 +155,7 @@ def split_weight(weight: Tensor, digits: int) -> DigitWeight:
     tiles = F.pad(tiles, (0, 0, 0, -features % _DEPTH, 0, -outputs % _WIDE))
     tiles = tiles.view(-(-outputs // _WIDE), _WIDE, -(-features // _DEPTH), _DEPTH // 4, 4, digits)
     scales = (largest / top * 256.0 ** (digits - 1)).where(finite, torch.nan)
-    return DigitWeight(tiles.permute(0, 2, 5, 3, 1, 4).contiguous(), scales.float())
+    return DigitWeight(tiles.permute(0, 2, 5, 3, 1, 4).contiguous(), scales.float(), features)
 
 
 def multiply_digits(rows: Tensor, weight: DigitWeight, bias: Tensor | None = None) -> Tensor:
@@ -163,12 +167,15 @@ def multiply_digits(rows: Tensor, weight: DigitWeight, bias: Tensor | None = Non
         bias: (out,), fp32.
 
     Returns:
-        (R, out), fp32.
+        (R, out), fp32. With k digits of rows x and weights w, each entry is off by no more than some
+        in · max|x| · max|w| · 2^(1 - 8k), beside the rounding of fp32.
 
     Raises:
         DigitsError: where the kernel does not run.
+        ValueError: if the operands do not fit each other, are not in fp32 or not on the CPU.
     """
     kernel = _load_kernel()
+    _check_operands(rows, weight, bias)
     rows = rows.contiguous()
     bias = None if bias is None else bias.contiguous()
     (count, features), (outputs, digits) = rows.shape, (weight.scales.numel(), weight.tiles.shape[2])
@@ -191,15 +198,29 @@ def multiply_digits(rows: Tensor, weight: DigitWeight, bias: Tensor | None = Non
     return output
 
 
+def _check_operands(rows: Tensor, weight: DigitWeight, bias: Tensor | None) -> None:
+    """The kernel reads memory as it is told to: nothing may reach it that is not what it takes it for."""
+    outputs = weight.scales.numel()
+    if tuple(rows.shape[1:]) != (weight.features,) or (bias is not None and tuple(bias.shape) != (outputs,)):
+        raise ValueError(
+            f"rows must be (R, {weight.features}) and the bias ({outputs},), got {tuple(rows.shape)}"
+            + ("" if bias is None else f" and {tuple(bias.shape)}")
+        )
+    for name, tensor in (("rows", rows), ("the bias", bias)):
+        if tensor is not None and (tensor.dtype, tensor.device.type) != (torch.float32, "cpu"):
+            raise ValueError(f"{name} must be torch.float32 on cpu, got {tensor.dtype} on {tensor.device}")
+
+
 @functools.cache
 def what_is_missing() -> str | None:
     """What keeps this machine from multiplying digits; None if nothing does.
 
     Asked once: the kernel is compiled if it was not yet, and a small product of each kind held to fp64.
     """
-    generator = torch.Generator().manual_seed(0)
-    rows = torch.randn(17, 100, generator=generator, dtype=torch.float32)
-    weight = torch.randn(33, 100, generator=generator, dtype=torch.float32)
+    generator = torch.Generator("cpu").manual_seed(0)
+    rows, weight = (
+        torch.randn(count, 100, generator=generator, dtype=torch.float32, device="cpu") for count in (17, 33)
+    )
     wanted = rows.double() @ weight.double().T
     try:
         for digits, tolerance in _TOLERANCE.items():

@@ -10,6 +10,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageEnhance, ImageFont
 from torch import Tensor
 
+from .transform import to_rgb
+
 # Overlays are drawn this much larger and reduced with a Lanczos filter: Pillow's own lines have hard edges.
 _SUPERSAMPLING = 3
 # A RoI that covers this share of the picture in both directions is drawn with the frame, not as a box.
@@ -59,6 +61,8 @@ def draw_rois(
     boxes = [_to_array(value, 2, 4, "rois") for value in rois]
     if not boxes:
         raise ValueError("rois must hold at least one step")
+    if any(len(box) != len(boxes[0]) for box in boxes):
+        raise ValueError(f"every step must have the same tokens, got {[len(box) for box in boxes]}")
     dots: list[np.ndarray | None] = [None] * len(boxes)
     if points is not None:
         dots = [_to_array(value, 3, 2, "points") for value in points]
@@ -76,7 +80,7 @@ def draw_rois(
         raise ValueError(f"only must name tokens from 0 to {len(boxes[0]) - 1}, got {tokens}")
 
     height = max(1, round(panel_width * picture.height / picture.width))
-    photograph = picture.convert("RGB").resize((panel_width, height), Image.Resampling.LANCZOS)
+    photograph = to_rgb(picture).resize((panel_width, height), Image.Resampling.LANCZOS)
     colours = pick_colours(boxes[0])
     stage = _subdue(photograph)
     panels: list[tuple[str, str, Image.Image]] = [("picture", "", photograph)] if show_picture else []

@@ -11,6 +11,7 @@ from torch import Tensor
 
 # Libraries keep one and the same tower under these names; what else a checkpoint holds is not the tower.
 _PREFIXES = ("model.vision_tower.", "vision_tower.", "vision_model.")
+_IN_LLAVA = _PREFIXES[:2]
 _NOT_THE_TOWER = ("text_model.", "text_projection.", "visual_projection.", "logit_scale", "logit_bias")
 
 
@@ -43,8 +44,9 @@ def hash_tower(tensors: Mapping[str, Tensor]) -> str:
         tensors: State dict of a model whose picture side it is, under the names of one library.
     """
     tower: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
-        bare = name
+    inside = [name for name in tensors if name.startswith(_IN_LLAVA)]
+    for name in inside or tensors:
+        tensor, bare = tensors[name], name
         for prefix in _PREFIXES:
             bare = bare.removeprefix(prefix)
         if not bare.startswith(_NOT_THE_TOWER) and not bare.endswith("position_ids"):

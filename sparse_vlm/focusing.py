@@ -148,7 +148,8 @@ class FocusingTransformer(nn.Module):
         self.repeats = config.focusing_repeats
         self.layout = config.initial_rois
         self.grad_checkpointing = False
-        own = config.num_latents if config.token_embedding == "per_token" else 1
+        self.per_token = config.token_embedding == "per_token"
+        own = config.num_latents if self.per_token else 1
         self.token_embedding = nn.Parameter(torch.empty(own, config.focusing_width))
         self.initial_rois = (
             nn.Parameter(torch.empty(config.num_latents, 4)) if config.initial_rois_learned else None
@@ -187,7 +188,7 @@ class FocusingTransformer(nn.Module):
             ValueError: if every token has its own embedding and another count is asked for.
         """
         own, width = self.token_embedding.shape
-        if own > 1 and num_latents != own:
+        if self.per_token and num_latents != own:
             raise ValueError(
                 f"this encoder learned one embedding for each of its {own} latent tokens and cannot run with "
                 f"{num_latents}; encoders with token_embedding='shared' can"
@@ -198,7 +199,8 @@ class FocusingTransformer(nn.Module):
             rois = build_initial_rois(num_latents, self.layout, device=self.token_embedding.device)
         return (
             self.token_embedding.expand(batch, num_latents, width),
-            rois.expand(batch, num_latents, 4),
+            # Its own memory: they go out with the result, and a caller may scale them in place.
+            rois.expand(batch, num_latents, 4).clone(),
         )
 
     def forward(self, feature_map: Tensor, num_latents: int) -> Focus:

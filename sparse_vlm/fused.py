@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .compiling import is_compiling
 from .sampling import sample_features
 
 # Largest difference to the plain path, as a share of the largest value.
@@ -50,7 +51,8 @@ def mix_samples(
         mixed = torch.bmm(second, mixed) + point_bias.unsqueeze(-1)
     else:
         mixed = torch.bmm(second, torch.bmm(mixed, first))
-    return F.gelu(mixed).reshape(*samples.shape[:2], -1)  # (B, N, QC)
+    batch, tokens, _, channels = samples.shape  # named, not left to be found: a batch may be empty
+    return F.gelu(mixed).reshape(batch, tokens, by_point.shape[-2] * channels)  # (B, N, QC)
 
 
 def look(
@@ -136,13 +138,8 @@ def _fits(
         and by_channel.stride(0) == by_channel.shape[1] * by_channel.stride(1)
         and by_point.stride(0) == by_point.shape[1] * by_point.stride(1)
         and (channel_bias is None) == (point_bias is None)
-        and not _is_compiling()
+        and not is_compiling()
     )
-
-
-def _is_compiling() -> bool:
-    compiler = getattr(torch, "compiler", None)  # its test came after torch 2.1
-    return bool(compiler is not None and getattr(compiler, "is_compiling", bool)())
 
 
 def _kind(

@@ -21,8 +21,13 @@ class _Recording(NamedTuple):
     output: EncoderOutput
 
 
+def _autocast() -> tuple[bool, torch.dtype]:
+    """What decides the kernels beside the arguments."""
+    return torch.is_autocast_enabled(), torch.get_autocast_gpu_dtype()
+
+
 class GraphedEncoder:
-    """Calls an encoder through CUDA graphs, one for each shape of pictures and token count.
+    """Calls an encoder through CUDA graphs, one for each shape of pictures, token count and autocast.
 
     The first call with a new shape records (and takes as long as a few plain calls); later ones replay. A
     graph reads the weights where they lie, so values changed in place count; weights that were moved or cast
@@ -50,7 +55,7 @@ class GraphedEncoder:
         self, images: Tensor, num_tokens: int | None = None, hidden_states: bool = False
     ) -> EncoderOutput:
         """What ``encoder(images, num_tokens, hidden_states)`` returns, as tensors of the caller's own."""
-        key = (tuple(images.shape), images.dtype, num_tokens, hidden_states)
+        key = (tuple(images.shape), images.dtype, num_tokens, hidden_states, *_autocast())
         recording = self._recordings.pop(key, None)
         if recording is None:
             recording = self._record(images.to(self.encoder.device), num_tokens, hidden_states)

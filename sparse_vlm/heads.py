@@ -79,7 +79,7 @@ class Head(nn.Module):
         if self.pool is not None:
             pooled = self.pool(normed)
         elif self.pooling == "cls":
-            pooled = normed[:, 0]
+            pooled = normed[:, 0].clone()  # without a projection it is given out beside the tokens
         else:
             # Mean first, then the norm, and without the class token, as v1 SparseFormers and timm's
             # average-pooled ViTs do.

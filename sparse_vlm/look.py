@@ -98,6 +98,15 @@ def open_picture(path: Path) -> Image.Image:
         raise PictureError(f"{path} cannot be read as a picture: {error}") from error
 
 
+def _read_tokens(text: str) -> list[int]:
+    try:
+        return [int(token) for token in text.split(",")]
+    except ValueError:
+        raise ValueError(
+            f"--only must be numbers with commas between them, like 0,7,12, got {text!r}"
+        ) from None
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(
@@ -114,9 +123,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--dark", action="store_true", help="a dark page, for slides")
     options = parser.parse_args(arguments)
     try:
-        only = [int(token) for token in options.only.split(",")] if options.only else None
+        only = _read_tokens(options.only) if options.only else None
         picture = open_picture(options.image)
-        if options.output.suffix.lower() not in Image.registered_extensions():
+        if Image.registered_extensions().get(options.output.suffix.lower()) not in Image.SAVE:
             raise ValueError(f"--output {options.output} must end in .png, .jpg or the like")
         drawing = look(
             load_encoder(options.encoder),

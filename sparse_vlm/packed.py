@@ -9,7 +9,8 @@ weights, in the order that oneDNN's kernel reads.
 50
 
 Names, parameters and files stay what they are. Wherever the packed form does not apply (gradients wanted,
-another device or precision, autocast, a compiler), a layer computes as before.
+another device or precision, autocast, a compiler), a layer computes as before. A weight that changes is
+packed anew; only a change of few of its values, written through ``weight.data``, may go unseen.
 """
 
 from __future__ import annotations
@@ -23,8 +24,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .compiling import is_compiling
+
 # More rows than this keep the usual kernels just as busy.
 _MAX_ROWS = {torch.float32: 256, torch.bfloat16: 4096}
+# Values of a weight that are compared with what was packed, spread over its diagonal.
+_WATCHED = 32
 
 
 class PackedLinear(nn.Linear):
@@ -36,12 +41,15 @@ class PackedLinear(nn.Linear):
 
     def __init__(self, linear: nn.Linear) -> None:
         nn.Module.__init__(self)
+        # The very dictionaries: the handles that callers hold take hooks out of these.
+        self.__dict__.update({key: value for key, value in linear.__dict__.items() if "_hooks" in key})
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.weight, self.bias = linear.weight, linear.bias
         self.training = linear.training
         self._packed: Any = None
         self._packed_from: Callable[[], Tensor | None] | None = None
         self._packed_state: tuple[int, int] = (0, 0)
+        self._watched = self._seen = torch.empty(0)
 
     def forward(self, input: Tensor) -> Tensor:
         """(…, in) to (…, out)."""
@@ -51,7 +59,7 @@ class PackedLinear(nn.Linear):
 
     def _applies(self, input: Tensor) -> bool:
         return (
-            not _is_compiling()
+            not is_compiling()
             and not torch.is_grad_enabled()
             and input.device.type == self.weight.device.type == "cpu"
             and input.dtype == self.weight.dtype
@@ -61,13 +69,17 @@ class PackedLinear(nn.Linear):
         )
 
     def _pack(self) -> Any:
-        # Packed anew after an optimiser step or a load_state_dict: the copy never outlives its source.
+        # Packed anew after an optimiser step or a load_state_dict. What is written through ``weight.data`` or
+        # NumPy leaves no version behind, so a few values are looked at as well.
         weight = self.weight
         state = (weight.data_ptr(), weight._version)
         same = self._packed_from is not None and self._packed_from() is weight
-        if self._packed is None or not same or state != self._packed_state:
+        unchanged = same and state == self._packed_state and torch.equal(self._watched, self._seen)
+        if self._packed is None or not unchanged:
             self._packed = self._reorder(weight.detach().contiguous())
             self._packed_from, self._packed_state = weakref.ref(weight), state
+            self._watched = weight.detach().diagonal()[:: max(1, min(weight.shape) // _WATCHED)]
+            self._seen = self._watched.clone()
         return self._packed
 
     # The three that another order of weights has its own of (:mod:`sparse_vlm.digits`).
@@ -88,13 +100,18 @@ class PackedLinear(nn.Linear):
 
     def _apply(self, *arguments: Any, **options: Any) -> PackedLinear:
         # Moved or cast, a parameter stays the same object and may come back to the same place.
-        self._packed = self._packed_from = None
+        self._forget()
         moved: PackedLinear = super()._apply(*arguments, **options)
         return moved
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles leave the packed weight behind and make their own when they need it."""
-        return {**self.__dict__, "_packed": None, "_packed_from": None}
+        gone = {"_packed": None, "_packed_from": None, "_watched": torch.empty(0), "_seen": torch.empty(0)}
+        return {**self.__dict__, **gone}
+
+    def _forget(self) -> None:
+        self._packed = self._packed_from = None
+        self._watched = self._seen = torch.empty(0)
 
 
 @functools.cache
@@ -116,7 +133,7 @@ def can_pack(dtype: torch.dtype = torch.float32) -> bool:
 
 
 def pack_linears(module: nn.Module) -> int:
-    """Replace the linear layers below a module by packed ones, in place.
+    """Replace the linear layers below a module by packed ones, in place; those of :mod:`~.digits` too.
 
     Args:
         module: an encoder, usually. It takes twice the memory afterwards.
@@ -132,7 +149,8 @@ def replace_linears(module: nn.Module, build: Callable[[nn.Linear], nn.Module]) 
     """Replace the linear layers below a module, in place.
 
     Args:
-        module: what holds them; packed ones and other kinds of linear layers are left alone.
+        module: what holds them; layers packed in another way are replaced too, other kinds of linear layers
+            (adapters, quantized ones) are left alone.
         build: makes the new layer from the old one.
 
     Returns:
@@ -142,12 +160,9 @@ def replace_linears(module: nn.Module, build: Callable[[nn.Linear], nn.Module]) 
     for child in list(module.modules()):
         for name, linear in list(child.named_children()):
             # Weights made in inference mode do not tell when they change: a copy could be an old one.
-            if type(linear) is nn.Linear and not linear.weight.is_inference():
+            if not isinstance(linear, PackedLinear) and type(linear) is not nn.Linear:
+                continue
+            if not linear.weight.is_inference():
                 setattr(child, name, build(linear))
                 count += 1
     return count
-
-
-def _is_compiling() -> bool:
-    compiler = getattr(torch, "compiler", None)  # its test came after torch 2.1
-    return bool(compiler is not None and getattr(compiler, "is_compiling", bool)())

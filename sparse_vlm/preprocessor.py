@@ -95,7 +95,7 @@ def from_preprocessor_dict(
     if known.get("do_pad") or "crop_pct" in known:
         raise ValueError(f"{source}: padding (do_pad) and crop_pct are not supported")
     factor = known.get("rescale_factor", 1 / 255)
-    if abs(factor * 255 - 1) > 1e-6:
+    if not isinstance(factor, (int, float)) or abs(factor * 255 - 1) > 1e-6:
         raise ValueError(f"{source}: rescale_factor must be 1/255, got {factor!r}")
     if known["resample"] not in _INTERPOLATIONS:
         raise ValueError(f"{source}: resample must be 2 (bilinear) or 3 (bicubic), got {known['resample']!r}")
@@ -116,7 +116,12 @@ def from_preprocessor_dict(
         )
     if known["do_center_crop"]:
         crop = known.get("crop_size", 224)
-        image_size = (crop, crop) if isinstance(crop, int) else (crop["height"], crop["width"])
+        if isinstance(crop, Mapping) and set(crop) == {"height", "width"}:
+            image_size = (crop["height"], crop["width"])
+        elif isinstance(crop, int):
+            image_size = (crop, crop)
+        else:
+            raise ValueError(f"{source}: crop_size must be n or {{'height': h, 'width': w}}, got {crop!r}")
     elif squashed is not None:
         image_size = squashed
     else:

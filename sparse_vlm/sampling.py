@@ -15,9 +15,12 @@ class _ClampGradient(torch.autograd.Function):
     """Identity whose gradient is clamped to ±limit."""
 
     @staticmethod
-    def forward(ctx: Any, values: Tensor, limit: float) -> Tensor:
-        ctx.limit = limit
+    def forward(values: Tensor, limit: float) -> Tensor:
         return values.view_as(values)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, float], output: Tensor) -> None:
+        ctx.limit = inputs[1]
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
@@ -36,8 +39,8 @@ def sample_features(
         points_xy: (B, N, P, 2), fractions of the picture: (0, 0) is its upper left corner, (1, 1) its lower
             right one, as in ``align_corners=False``.
         padding: ``"border"`` or ``"zeros"``: what a point outside the picture reads.
-        clip_gradients: clamp the points' gradients to 1/H, one cell: beyond it the bilinear gradient says
-            nothing about the map.
+        clip_gradients: clamp the points' gradients to ±1/H in both directions, as v1 SparseFormers were
+            trained.
 
     Returns:
         (B, N, P, C).

@@ -26,7 +26,7 @@ OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
 # Above this many pixels an enlarged strip (say 1 x 5000 pixels) is cropped before it is resized.
 _LARGEST_RESIZED_PIXELS = 1 << 26
 
-_RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +66,7 @@ class TransformConfig:
                 else ""
             )
             raise ValueError(f"transform: resize must be 'shortest' or 'squash', got {self.resize!r}{hint}")
-        if self.interpolation not in _RESAMPLING:
+        if self.interpolation not in RESAMPLING:
             raise ValueError(
                 f"transform: interpolation must be 'bicubic' or 'bilinear', got {self.interpolation!r}"
             )
@@ -210,7 +210,7 @@ class ImageTransform:
         # The rounding (halves to even) is torchvision's.
         top = round((resized_height - config.height) / 2.0)
         left = round((resized_width - config.width) / 2.0)
-        resampling = _RESAMPLING[config.interpolation]
+        resampling = RESAMPLING[config.interpolation]
         if resized_height * resized_width > _LARGEST_RESIZED_PIXELS:
             scale_y, scale_x = height / resized_height, width / resized_width
             box = (

@@ -29,6 +29,7 @@ class FolderSource:
         if not self.folder.is_dir():
             raise FileNotFoundError(f"the picture folder {self.title!r} does not exist or is not a folder")
         self.paths = sorted(_walk(self.folder))
+        self._fingerprint: str | None = None
         if not self.paths:
             hint = "; it holds tars: set data.kind to tars" if any(self.folder.glob("*.tar*")) else ""
             raise ValueError(
@@ -51,8 +52,16 @@ class FolderSource:
         return self.paths[index]
 
     def fingerprint(self) -> str:
-        """Of all paths."""
-        return digest(self.paths)
+        """Of all paths and sizes, as they were when it was first asked for."""
+        if self._fingerprint is None:
+            self._fingerprint = digest(f"{path} {self._measure(path)}" for path in self.paths)
+        return self._fingerprint
+
+    def _measure(self, path: str) -> int:
+        try:
+            return (self.folder / path).stat().st_size
+        except OSError:  # a link to nothing; reading it says so
+            return -1
 
 
 def _walk(folder: Path) -> Iterator[str]:

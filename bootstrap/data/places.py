@@ -11,7 +11,7 @@ from bootstrap.data.config import DataConfig
 from bootstrap.data.decode import EXTENSIONS
 from bootstrap.data.folder import FolderSource
 from bootstrap.data.source import AnySource, PictureSource
-from bootstrap.data.tars import open_tars
+from bootstrap.data.tars import is_tar_name, open_tars
 
 
 def open_source(config: DataConfig) -> AnySource:
@@ -71,7 +71,7 @@ def guess_kind(source: str) -> str:
         if "dataset_dict.json" in names or {"dataset_info.json", "state.json"} <= names:
             return "hf"
         suffixes = {Path(name).suffix.lower() for name in names}
-        if ".tar" in suffixes:
+        if any(map(is_tar_name, names)):
             if suffixes & set(EXTENSIONS):
                 raise ValueError(
                     f"data.source {source!r} holds both pictures and tars: say which are meant with "

@@ -60,7 +60,9 @@ class SkippedPictures:
         """
         if self.seen < _JUDGE_AFTER and not whole_epoch:
             return
-        if self.total > self.max_bad_share * self.seen or (self.seen and self.total >= self.seen):
+        if self.seen and self.total >= self.seen:
+            raise ValueError(f"{self.summary()}: no picture in it can be used")
+        if self.total > self.max_bad_share * self.seen:
             raise ValueError(
                 f"{self.summary()}; that is more than data.max_bad_share = {self.max_bad_share} allows: "
                 "repair the source or raise the limit"

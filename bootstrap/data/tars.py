@@ -16,6 +16,7 @@ import tarfile
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
+from typing import NamedTuple
 
 import braceexpand
 import numpy as np
@@ -28,7 +29,7 @@ from sparse_vlm.strict_tar import StrictTarInfo
 
 _log = logging.getLogger(__name__)
 
-_INDEX_VERSION = "2"
+_INDEX_VERSION = "3"
 _MOST_OPEN_FILES = 64
 
 
@@ -49,7 +50,7 @@ def expand_shards(source: str) -> list[str]:
                 continue
             item = str(Path(item).expanduser())
             if Path(item).is_dir():
-                found = sorted(str(path) for path in Path(item).iterdir() if _is_tar_name(path.name))
+                found = sorted(str(path) for path in Path(item).iterdir() if is_tar_name(path.name))
             else:
                 found = [item] if Path(item).is_file() else sorted(glob.glob(item))  # noqa: PTH207
             if not found:
@@ -88,6 +89,10 @@ class TarSource:
         self.title = title
         self.shards = shards
         indices = [_load_or_build_index(shard) for shard in shards]
+        for shard, index in zip(shards, indices, strict=True):
+            if index.damage:
+                found = len(index.names)
+                _log.warning("tar %s is damaged after %d pictures: %s", shard, found, index.damage)
         self._starts = np.cumsum([0] + [len(index.offsets) for index in indices])
         self._indices = indices
         self._files: OrderedDict[int, int] = OrderedDict()
@@ -120,8 +125,12 @@ class TarSource:
         return f"{Path(self.shards[shard]).name}/{self._indices[shard].names[member]}"
 
     def fingerprint(self) -> str:
-        """Of the names of all members."""
-        return digest(name for listed in self._indices for name in listed.names)
+        """Of the names and sizes of all members."""
+        return digest(
+            f"{name} {size}"
+            for listed in self._indices
+            for name, size in zip(listed.names, listed.sizes, strict=True)
+        )
 
     def _locate(self, index: int) -> tuple[int, int]:
         if not 0 <= index < len(self):
@@ -150,13 +159,20 @@ class TarSource:
                     os.close(descriptor)
 
 
-class TarIndex:
-    """Where the pictures of one tar lie."""
+class TarIndex(NamedTuple):
+    """Where the pictures of one tar lie.
 
-    def __init__(self, names: list[str], offsets: np.ndarray, sizes: np.ndarray) -> None:
-        self.names = names
-        self.offsets = offsets
-        self.sizes = sizes
+    Attributes:
+        names: of the members.
+        offsets: of their bytes in the tar.
+        sizes: of their bytes.
+        damage: what keeps the rest of the tar from being read; empty where nothing does.
+    """
+
+    names: list[str]
+    offsets: np.ndarray
+    sizes: np.ndarray
+    damage: str = ""
 
 
 def build_index(shard: str) -> TarIndex:
@@ -165,6 +181,7 @@ def build_index(shard: str) -> TarIndex:
     offsets: list[int] = []
     sizes: list[int] = []
     last_key: str | None = None
+    damage = ""
     try:
         with tarfile.open(shard, mode="r:", tarinfo=StrictTarInfo) as archive:
             while (member := archive.next()) is not None:
@@ -177,8 +194,8 @@ def build_index(shard: str) -> TarIndex:
                 offsets.append(member.offset_data)
                 sizes.append(member.size)
     except (tarfile.TarError, EOFError) as error:
-        _log.warning("tar %s is damaged after %d pictures: %s", shard, len(names), error)
-    return TarIndex(names, np.asarray(offsets, dtype=np.int64), np.asarray(sizes, dtype=np.int64))
+        damage = str(error)
+    return TarIndex(names, np.asarray(offsets, dtype=np.int64), np.asarray(sizes, dtype=np.int64), damage)
 
 
 def index_folder() -> Path:
@@ -196,7 +213,9 @@ def _load_or_build_index(shard: str) -> TarIndex:
         with np.load(remembered, allow_pickle=False) as arrays:
             if bytes(arrays["stamp"]).decode() == stamp:
                 names = bytes(arrays["names"]).decode("utf-8", "surrogateescape")
-                return TarIndex(names.split("\0") if names else [], arrays["offsets"], arrays["sizes"])
+                damage = bytes(arrays["damage"]).decode("utf-8", "surrogateescape")
+                listed = names.split("\0") if names else []
+                return TarIndex(listed, arrays["offsets"], arrays["sizes"], damage)
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         pass  # not there yet, or damaged: it is built anew
     index = build_index(shard)
@@ -207,6 +226,7 @@ def _load_or_build_index(shard: str) -> TarIndex:
         names=np.frombuffer("\0".join(index.names).encode("utf-8", "surrogateescape"), dtype=np.uint8),
         offsets=index.offsets,
         sizes=index.sizes,
+        damage=np.frombuffer(index.damage.encode("utf-8", "surrogateescape"), dtype=np.uint8),
     )
     with contextlib.suppress(OSError):  # a read-only home only costs the listing next time
         write_atomic(remembered, buffer.getvalue())
@@ -217,7 +237,8 @@ def _is_remote(shard: str) -> bool:
     return "://" in shard or shard.startswith("pipe:")
 
 
-def _is_tar_name(name: str) -> bool:
+def is_tar_name(name: str) -> bool:
+    """Whether a file in a folder is a shard, compressed or not."""
     return not name.startswith(".") and name.lower().endswith((".tar", ".tar.gz", ".tgz"))
 
 

@@ -11,10 +11,9 @@ from PIL import Image
 
 from bootstrap.data.config import DataConfig
 from bootstrap.data.decode import Region, decode_picture, decode_region
-from sparse_vlm.transform import ImageTransform, TransformConfig, pixels_to_tensor
+from sparse_vlm.transform import RESAMPLING, ImageTransform, TransformConfig, pixels_to_tensor
 
 _MASK = (1 << 64) - 1
-_RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
 
 def _mix(value: int) -> int:
@@ -124,7 +123,7 @@ class TrainView:
             return random_region(width, height, self.scale, self.ratio, self.flip, seed)
 
         size = (self.transform.height, self.transform.width)
-        return decode_region(data, choose, size, _RESAMPLING[self.transform.interpolation], self.max_pixels)
+        return decode_region(data, choose, size, RESAMPLING[self.transform.interpolation], self.max_pixels)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from .distance import measure_distance
+
 
 def match_handover(handover: Tensor, target: Tensor, spread: Tensor) -> Tensor:
     """Mean squared distance, channel by channel in units of the teacher's own spread.
-
-    A ViT's residual stream has a few channels a hundred times larger than the rest; without the units they
-    would be all the student learns.
 
     Args:
         handover: (B, N, D) latents entering the cortex.
@@ -19,4 +18,4 @@ def match_handover(handover: Tensor, target: Tensor, spread: Tensor) -> Tensor:
     Returns:
         A scalar; 1 is what the mean of the data would reach.
     """
-    return ((handover.float() - target.float()) / spread).square().mean()
+    return measure_distance(handover, target, spread)

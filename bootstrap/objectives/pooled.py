@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
+from .distance import measure_distance
+
 
 def align_pooled(pooled: Tensor, target: Tensor) -> Tensor:
     """One minus the cosine, averaged over pictures.
@@ -32,4 +34,4 @@ def match_pooled(pooled: Tensor, target: Tensor, spread: Tensor) -> Tensor:
     Returns:
         A scalar; 1 is what the mean of the data would reach.
     """
-    return ((pooled.float() - target.float()) / spread).square().mean()
+    return measure_distance(pooled, target, spread)

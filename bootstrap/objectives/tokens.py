@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from .distance import measure_distance
+
 
 def match_tokens(tokens: Tensor, target: Tensor, spread: Tensor) -> Tensor:
     """Mean squared distance, channel by channel in units of the teacher's own spread.
@@ -16,4 +18,4 @@ def match_tokens(tokens: Tensor, target: Tensor, spread: Tensor) -> Tensor:
     Returns:
         A scalar; 1 is what the mean of the data would reach.
     """
-    return ((tokens.float() - target.float()) / spread).square().mean()
+    return measure_distance(tokens, target, spread)

@@ -93,6 +93,21 @@ def test_folder_follows_links_once(folder: Path, tmp_path: Path) -> None:
     assert len(FolderSource(folder)) == 4
 
 
+def test_a_fingerprint_tells_other_pictures_of_the_same_names(folder: Path, shards: Path) -> None:
+    def replace() -> None:
+        picture = folder / FolderSource(folder).paths[0]
+        picture.write_bytes(picture.read_bytes() + b"more")
+        files.write_tar(shards / "train-001.tar", {"new.png": files.jpeg(40)})
+
+    files.write_tar(shards / "train-001.tar", {"new.png": files.jpeg(40) + b"more"})
+    before = FolderSource(folder).fingerprint(), open_tars(str(shards)).fingerprint()
+    assert before == (FolderSource(folder).fingerprint(), open_tars(str(shards)).fingerprint())
+    replace()
+    after = FolderSource(folder).fingerprint(), open_tars(str(shards)).fingerprint()
+    assert before[0] != after[0]
+    assert before[1] != after[1]
+
+
 def test_vanished_file_is_a_bad_picture(folder: Path) -> None:
     source = FolderSource(folder)
     (folder / "a.png").unlink()
@@ -176,6 +191,9 @@ def test_damaged_tar_is_used_up_to_the_damage(shards: Path, caplog: pytest.LogCa
     source = open_tars(str(path))
     assert isinstance(source, TarSource)
     assert source.read(1) == files.jpeg(11)
+    assert "train-001.tar is damaged after" in caplog.text
+    caplog.clear()
+    open_tars(str(path))  # its list is remembered by now
     assert "train-001.tar is damaged after" in caplog.text
     with pytest.raises(BadPictureError, match="truncated: the tar ends"):
         source.read(2)
@@ -330,6 +348,12 @@ def test_parquet_folder_with_two_splits_asks_which(tmp_path: Path) -> None:
         make_dataset(2).to_parquet(str(tmp_path / f"{split}-00000-of-00001.parquet"))
     with pytest.raises(ValueError, match=r"belong to the splits test, train: set data\.split"):
         open_source(DataConfig(str(tmp_path)))
+
+
+def test_compressed_tars_in_a_folder_are_tars(tmp_path: Path) -> None:
+    for name in ("a.tar.gz", "b.tgz"):
+        (tmp_path / name).write_bytes(b"")
+    assert guess_kind(str(tmp_path)) == "tars"
 
 
 def test_rows_that_hold_raw_bytes_or_nothing(tmp_path: Path) -> None:

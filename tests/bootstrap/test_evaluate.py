@@ -46,6 +46,28 @@ class _Same(torch.nn.Module):
         return self.teacher(images)
 
 
+class _Speaking(Teacher):
+    """The tiny CLIP has no tokenizer; three fixed directions stand for the class texts."""
+
+    has_text = True  # type: ignore[assignment]
+
+    def encode_text(self, texts: Any) -> torch.Tensor:
+        return torch.stack([torch.eye(16)[int(text[-1])] for text in texts])
+
+
+@pytest.fixture
+def classes(tmp_path: Path) -> str:
+    """The class file that goes with it."""
+    return _write_json(
+        tmp_path / "classes.json", {"classes": ["0", "1", "2"], "templates": ["a {}", "one {}"]}
+    )
+
+
+def _write_json(path: Path, content: Any) -> str:
+    path.write_text(json.dumps(content))
+    return str(path)
+
+
 def test_a_perfect_student_scores_one(teacher: Teacher, picture_folder: Path) -> None:
     heldout = HeldOut(HeldoutSettings(source=str(picture_folder), batch_size=5), teacher)
     assert heldout.label_kind == "retrieval"
@@ -77,21 +99,10 @@ def test_scores_are_those_of_a_plain_loop(
 
 
 def test_zero_shot_labels_and_truth(
-    tiny_teacher: Path, teacher: Teacher, picture_folder: Path, tmp_path: Path
+    teacher: Teacher, classes: str, picture_folder: Path, tmp_path: Path
 ) -> None:
-    class Speaking(Teacher):
-        """The tiny CLIP has no tokenizer; three fixed directions stand for the class texts."""
-
-        has_text = True  # type: ignore[assignment]
-
-        def encode_text(self, texts: Any) -> torch.Tensor:
-            rows = [torch.eye(16)[int(text[-1])] for text in texts]
-            return torch.stack(rows)
-
-    classes = tmp_path / "classes.json"
-    classes.write_text(json.dumps({"classes": ["0", "1", "2"], "templates": ["a {}", "one {}"]}))
-    settings = HeldoutSettings(source=str(picture_folder), truth="index_prefix", classes=str(classes))
-    heldout = HeldOut(settings, Speaking(teacher.trunk))
+    settings = HeldoutSettings(source=str(picture_folder), truth="index_prefix", classes=classes)
+    heldout = HeldOut(settings, _Speaking(teacher.trunk))
     assert heldout.label_kind == "zero-shot"
     assert heldout.truth is not None
     assert sorted(heldout.truth.tolist()) == [0] * 4 + [1] * 4 + [2] * 4
@@ -101,24 +112,95 @@ def test_zero_shot_labels_and_truth(
     table = tmp_path / "labels.json"
     names = {Path(heldout.source.name(i)).name: 1 for i in range(12)}
     table.write_text(json.dumps({"labels": names}))
-    by_file = HeldoutSettings(source=str(picture_folder), truth=str(table), classes=str(classes))
-    assert HeldOut(by_file, Speaking(teacher.trunk)).truth.tolist() == [1] * 12  # type: ignore[union-attr]
+    by_file = HeldoutSettings(source=str(picture_folder), truth=str(table), classes=classes)
+    assert HeldOut(by_file, _Speaking(teacher.trunk)).truth.tolist() == [1] * 12  # type: ignore[union-attr]
     table.write_text(json.dumps({}))
     with pytest.raises(ValueError, match="says nothing about 12 pictures"):
-        HeldOut(by_file, Speaking(teacher.trunk))
+        HeldOut(by_file, _Speaking(teacher.trunk))
     table.write_text(json.dumps([1, 2]))
     with pytest.raises(ValueError, match=r"must be a JSON object .*found a list"):
-        HeldOut(by_file, Speaking(teacher.trunk))
+        HeldOut(by_file, _Speaking(teacher.trunk))
     (tmp_path / "odd").mkdir()
     shutil.copy(next(picture_folder.glob("*.*")), tmp_path / "odd" / "\u00b2_two.png")  # no number
-    odd = HeldoutSettings(source=str(tmp_path / "odd"), truth="index_prefix", classes=str(classes))
+    odd = HeldoutSettings(source=str(tmp_path / "odd"), truth="index_prefix", classes=classes)
     with pytest.raises(ValueError, match=r"expects file names like .*found '\u00b2_two\.png'"):
-        HeldOut(odd, Speaking(teacher.trunk))
+        HeldOut(odd, _Speaking(teacher.trunk))
 
 
 def test_truth_needs_a_teacher_that_names_classes(teacher: Teacher, picture_folder: Path) -> None:
     with pytest.raises(ValueError, match="needs a teacher that names classes"):
         HeldOut(HeldoutSettings(source=str(picture_folder), truth="index_prefix"), teacher)
+
+
+@pytest.fixture
+def twins(picture_folder: Path, tmp_path: Path) -> Path:
+    """Two classes whose pictures have the same file names."""
+    for name, number in (("cat", 0), ("dog", 1)):
+        (tmp_path / "twins" / name).mkdir(parents=True)
+        picture = next(picture_folder.glob(f"*_x{number}.png"))
+        shutil.copy(picture, tmp_path / "twins" / name / "1.png")
+    return tmp_path / "twins"
+
+
+def test_pictures_of_one_name_are_told_apart_by_their_paths(
+    teacher: Teacher, classes: str, twins: Path, tmp_path: Path
+) -> None:
+    speaking = _Speaking(teacher.trunk)
+
+    def read(labels: Any) -> Any:
+        truth = _write_json(tmp_path / "truth.json", labels)
+        return HeldOut(HeldoutSettings(source=str(twins), truth=truth, classes=classes), speaking).truth
+
+    assert read({"cat/1.png": 0, "dog/1.png": 1}).tolist() == [0, 1]
+    with pytest.raises(ValueError, match=r"'1\.png' is the name of several pictures"):
+        read({"1.png": 0})
+    with pytest.raises(ValueError, match=r"says nothing about 1 pictures, such as 'dog/1\.png'"):
+        read({"cat/1.png": 0})
+    with pytest.raises(ValueError, match="must be a JSON object"):
+        read([0, 1])
+
+
+def test_held_out_rows_of_a_split_are_known_by_their_pictures(
+    teacher: Teacher, classes: str, picture_folder: Path, tmp_path: Path
+) -> None:
+    datasets = pytest.importorskip("datasets")
+    rows = [
+        {"image": {"bytes": path.read_bytes(), "path": path.name}}
+        for path in sorted(picture_folder.iterdir())
+    ]
+    features = datasets.Features({"image": datasets.Image()})
+    table = datasets.Dataset.from_list(rows, features=features)
+    datasets.DatasetDict({"train": table, "test": table.select(range(5))}).save_to_disk(tmp_path / "hf")
+    settings = {"source": str(tmp_path / "hf"), "truth": "index_prefix", "classes": classes}
+    with pytest.raises(ValueError, match=r"heldout\.split must be one of test, train"):
+        HeldOut(HeldoutSettings(**settings), _Speaking(teacher.trunk))
+    heldout = HeldOut(HeldoutSettings(**settings, split="test"), _Speaking(teacher.trunk))
+    assert heldout.truth is not None
+    assert heldout.truth.tolist() == [int(row["image"]["path"][0]) for row in rows[:5]]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"source": "/nowhere"}, r"heldout\.source '/nowhere' does not exist"),
+        ({"classes": "/nowhere.json"}, r"heldout\.classes=/nowhere\.json cannot be read: No such file"),
+        ({"classes": "LIST"}, r"must hold 'classes' and 'templates', found a list"),
+        ({"truth": "/nowhere.json"}, r"heldout\.truth=/nowhere\.json cannot be read: No such file"),
+    ],
+)
+def test_what_is_wrong_is_said_in_the_settings_own_names(
+    settings: dict[str, Any],
+    message: str,
+    teacher: Teacher,
+    classes: str,
+    picture_folder: Path,
+    tmp_path: Path,
+) -> None:
+    settings = {"source": str(picture_folder), "classes": classes, **settings}
+    if settings["classes"] == "LIST":
+        settings["classes"] = _write_json(tmp_path / "list.json", [1])
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        HeldOut(HeldoutSettings(**settings), _Speaking(teacher.trunk))
 
 
 def test_classes_need_a_text_side(teacher: Teacher, picture_folder: Path, tmp_path: Path) -> None:
@@ -131,7 +213,7 @@ def test_classes_need_a_text_side(teacher: Teacher, picture_folder: Path, tmp_pa
         has_text = False  # type: ignore[assignment]
 
     with pytest.raises(ValueError, match="needs a teacher with a text side"):
-        HeldOut(HeldoutSettings(source=str(picture_folder), classes=str(classes)), Mute(teacher.trunk))
+        HeldOut(HeldoutSettings(source=str(picture_folder), classes=classes), Mute(teacher.trunk))
 
 
 def test_multiply_adds_are_counted(student: SparseFormer) -> None:

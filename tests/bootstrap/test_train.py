@@ -209,9 +209,11 @@ def test_a_spoiled_model_is_named_before_it_is_evaluated(write_run: Write, pictu
 def test_a_finished_run_is_left_alone(write_run: Write, tmp_path: Path) -> None:
     path = write_run()
     bootstrap(read_config(path))
-    before = (tmp_path / "run" / "encoder" / "model.safetensors").stat().st_mtime_ns
-    bootstrap(read_config(path))
-    assert (tmp_path / "run" / "encoder" / "model.safetensors").stat().st_mtime_ns == before
+    before = {file: file.stat().st_mtime_ns for file in (tmp_path / "run").rglob("*") if file.is_file()}
+    bootstrap(read_config(path, ("log_every=7",)))
+    assert before == {
+        file: file.stat().st_mtime_ns for file in (tmp_path / "run").rglob("*") if file.is_file()
+    }
 
 
 def test_accumulation_equals_a_larger_batch(write_run: Write, tmp_path: Path) -> None:
@@ -311,6 +313,22 @@ def test_other_settings_in_the_same_place_are_refused(write_run: Write) -> None:
     bootstrap(read_config(write_run()))
     with pytest.raises(ValueError, match=r"holds a run with other settings \(batch_size\)"):
         bootstrap(read_config(write_run(batch_size=2)))
+
+
+def test_a_start_that_failed_leaves_the_place_free(write_run: Write, picture_folder: Path) -> None:
+    heldout = {"source": str(picture_folder), "truth": "/nowhere.json"}
+    with pytest.raises(ValueError, match=r"heldout\.truth"):
+        bootstrap(read_config(write_run(heldout=heldout)))
+    assert bootstrap(read_config(write_run(steps=1, batch_size=3))).is_dir()
+
+
+def test_the_number_of_workers_is_not_in_the_weights(write_run: Write, picture_folder: Path) -> None:
+    weights = []
+    for workers in (0, 2):
+        data = {"source": str(picture_folder), "workers": workers}
+        encoder = bootstrap(read_config(write_run(f"run{workers}", steps=1, data=data)))
+        weights.append((encoder / "model.safetensors").read_bytes())
+    assert weights[0] == weights[1]
 
 
 def test_a_foreign_folder_is_not_touched(write_run: Write, tmp_path: Path) -> None:

@@ -253,6 +253,14 @@ def test_a_kill_between_two_renames_is_recovered(tmp_path: Path) -> None:
     assert content(tmp_path) == {"encoder/a": "newest"}
 
 
+def test_another_directorys_leftovers_are_left_to_it(tmp_path: Path) -> None:
+    aside = tmp_path / ".encoder.v2.host-1-abc.aside"
+    aside.mkdir()
+    assert not recover_directory(tmp_path / "encoder")
+    assert recover_directory(tmp_path / "encoder.v2")
+    assert not aside.exists()
+
+
 def test_without_exchange_a_directory_is_still_replaced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,6 +7,7 @@ import os
 import pickle
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,7 +23,9 @@ from sparse_vlm.digits import (
     multiply_digits,
     pack_digits,
     split_weight,
+    what_is_missing,
 )
+from sparse_vlm.packed import pack_linears
 from sparse_vlm.transform import ImageTransform
 
 needs_kernel = pytest.mark.skipif(
@@ -121,6 +124,50 @@ def test_an_outlier_costs_what_it_costs_in_fp32() -> None:
 
 
 @needs_kernel
+@pytest.mark.parametrize("digits", [1, 2, 3])
+def test_errors_stay_within_what_is_said_of_them(digits: int) -> None:
+    """Worst for entries beside a larger one that the weight gives no say."""
+    left, right = _draw(49, 768), _draw(64, 768, seed=1)
+    left[:, 7], right[:, 7] = 1e5, 0
+    wanted = left.double() @ right.double().T
+    bound = 768 * left.abs().amax(1, keepdim=True) * right.abs().amax(1) * 2.0 ** (1 - 8 * digits)
+    error = (multiply_digits(left, split_weight(right, digits)) - wanted).abs()
+    assert (error <= bound).all()
+    assert error.max() > 1e-3  # not what fp32 gives: outliers do cost something
+
+
+@needs_kernel
+@pytest.mark.parametrize(
+    ("rows", "bias", "message"),
+    [
+        (torch.ones(4, 128), None, r"rows must be \(R, 64\)"),
+        (torch.ones(64), None, r"rows must be \(R, 64\)"),
+        (torch.ones(4, 64).double(), None, r"torch\.float64"),
+        (torch.ones(4, 64), torch.ones(7), r"the bias \(8,\)"),
+        (torch.ones(4, 64), torch.ones(8).half(), "the bias must be torch.float32"),
+    ],
+)
+def test_operands_that_do_not_fit_are_refused(rows: Any, bias: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        multiply_digits(rows, split_weight(torch.ones(8, 64), 3), bias)
+
+
+@needs_kernel
+def test_the_question_what_is_missing_does_not_depend_on_the_default_device() -> None:
+    what_is_missing.cache_clear()
+    with torch.device("meta"):
+        assert what_is_missing() is None
+
+
+@needs_kernel
+def test_packed_layers_are_packed_anew_as_asked() -> None:
+    linears = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64))
+    assert pack_linears(linears) == 2
+    assert [pack_digits(linears, digits, strict=True) for digits in (3, 2)] == [2, 2]
+    assert [layer.digits for layer in linears] == [2, 2]
+
+
+@needs_kernel
 def test_empty_rows_give_the_bias_and_bad_ones_spoil_only_themselves() -> None:
     left, right, bias = _draw(20, 70), _draw(18, 70, seed=1), _draw(18, seed=2)
     left[3] = 0
@@ -184,7 +231,7 @@ def test_encoder_equals_plain(family: str, build_tiny: Callable[..., SparseForme
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(ours.rois, plain.rois, atol=1e-5, rtol=1e-5)
     assert all(torch.equal(value, state[name]) for name, value in encoder.state_dict().items())
-    assert pack_digits(encoder) == 0  # once is enough
+    assert pack_digits(encoder) == count  # again, and nothing else
     encoder(pictures).tokens.sum().backward()  # with gradients the plain layers answer
 
 

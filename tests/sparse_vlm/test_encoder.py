@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -66,6 +67,81 @@ def test_any_height_and_width(size: tuple[int, int], build_tiny: Callable[..., S
         output = build_tiny(family)(picture)
         assert output.tokens.isfinite().all()
         assert output.pooled.isfinite().all()
+
+
+def test_an_empty_batch_gives_empty_results(family: str, build_tiny: Callable[..., SparseFormer]) -> None:
+    encoder = build_tiny(family)
+    output, one = encoder(torch.randn(0, 3, 32, 32)), encoder(torch.randn(1, 3, 32, 32))
+    assert output.tokens.shape == (0, *one.tokens.shape[1:])
+    assert output.pooled.shape == (0, *one.pooled.shape[1:])
+    assert output.rois[-1].shape == (0, *one.rois[-1].shape[1:])
+
+
+def test_results_are_the_callers_own(
+    family: str, build_tiny: Callable[..., SparseFormer], pictures: Tensor
+) -> None:
+    """Scaling RoIs to pixels or a pooled embedding to unit length, in place, changes nothing else."""
+    encoder = build_tiny(family)
+    with torch.no_grad():
+        output, again = encoder(pictures[:1]), encoder(pictures[:1])
+        for rois in output.rois:
+            rois.mul_(224)
+        output.pooled.div_(7)
+        torch.testing.assert_close(output.tokens, again.tokens)
+        after = encoder(pictures[:1])
+    assert torch.equal(after.pooled, again.pooled)
+    assert torch.equal(after.rois[0], again.rois[0])
+
+
+@pytest.mark.parametrize(
+    ("family", "change"),
+    [("bootstrapped", {"position_temperature": 3.0}), ("v1", {"sampling_padding": "border"})],
+)
+def test_fields_of_the_architecture_have_a_say(
+    family: str, change: dict[str, Any], build_tiny: Callable[..., SparseFormer], pictures: Tensor
+) -> None:
+    encoder = build_tiny(family)
+    other = SparseFormer(encoder.config.replace(**change))
+    other.load_state_dict(encoder.state_dict())
+    with torch.no_grad():
+        assert not torch.allclose(encoder(pictures).pooled, other.eval()(pictures).pooled)
+
+
+def test_point_gradients_are_clipped_where_the_architecture_says_so(
+    build_tiny: Callable[..., SparseFormer], pictures: Tensor
+) -> None:
+    clipped = build_tiny("v1")
+    free = SparseFormer(clipped.config.replace(clip_point_gradients=False))
+    free.load_state_dict(clipped.state_dict())
+    gradients = []
+    for encoder in (clipped, free.eval()):
+        (1e4 * encoder(pictures).pooled.square().sum()).backward()
+        gradients.append(encoder.focusing.stage.offset_bias.grad.abs().sum())
+    assert gradients[0] < 0.1 * gradients[1]
+
+
+def test_one_latent_of_its_own_is_a_fixed_count(build_tiny: Callable[..., SparseFormer]) -> None:
+    encoder = SparseFormer(build_tiny("v1").config.replace(num_latents=1))
+    with pytest.raises(ValueError, match="cannot run with 5"):
+        encoder(torch.randn(1, 3, 32, 32), num_tokens=5)
+
+
+@pytest.mark.parametrize("family", ["bootstrapped", "v1"])
+def test_functional_gradients(family: str, build_tiny: Callable[..., SparseFormer], pictures: Tensor) -> None:
+    encoder = build_tiny(family)
+    state = dict(encoder.named_parameters())
+
+    def loss(parameters: dict[str, Tensor]) -> Tensor:
+        pooled: Tensor = torch.func.functional_call(encoder, parameters, (pictures,)).pooled
+        return pooled.square().sum()
+
+    functional = torch.func.grad(loss)(state)
+    encoder(pictures).pooled.square().sum().backward()
+    for name, parameter in encoder.named_parameters():
+        if parameter.grad is not None:
+            torch.testing.assert_close(
+                functional[name], parameter.grad, msg=lambda text, n=name: f"{n}: {text}"
+            )
 
 
 def test_wrong_pictures_are_named(build_tiny: Callable[..., SparseFormer]) -> None:
@@ -173,11 +249,14 @@ def test_checkpointing_gives_equal_gradients(
     for enable in (False, True):
         encoder = build_tiny(family).train()
         encoder.set_grad_checkpointing(enable)
-        with mock.patch(
-            "sparse_vlm.cortex.checkpoint", side_effect=torch.utils.checkpoint.checkpoint
-        ) as used:
+        real = torch.utils.checkpoint.checkpoint
+        with (
+            mock.patch("sparse_vlm.cortex.checkpoint", side_effect=real) as blocks,
+            mock.patch("sparse_vlm.focusing.checkpoint", side_effect=real) as looks,
+        ):
             encoder(pictures).pooled.square().sum().backward()
-        assert used.call_count == (encoder.config.depth if enable else 0)
+        assert blocks.call_count == (encoder.config.depth if enable else 0)
+        assert looks.call_count == (encoder.config.focusing_repeats + 1 if enable else 0)
         gradients.append({name: p.grad for name, p in encoder.named_parameters()})
     for name, gradient in gradients[0].items():
         if gradient is not None:

@@ -36,7 +36,7 @@ def test_packed_encoder_equals_plain(
     torch.testing.assert_close(packed.rois, plain.rois, atol=1e-5, rtol=1e-5)
     assert encoder.state_dict().keys() == state.keys()
     assert all(torch.equal(value, state[name]) for name, value in encoder.state_dict().items())
-    assert pack_linears(encoder) == 0  # once is enough
+    assert pack_linears(encoder) == len(_layers(encoder))  # again, and nothing else
 
 
 def test_gradients_are_the_plain_ones(build_tiny: Callable[..., SparseFormer], pictures: Tensor) -> None:
@@ -49,7 +49,9 @@ def test_gradients_are_the_plain_ones(build_tiny: Callable[..., SparseFormer], p
         torch.testing.assert_close(ours.grad, theirs.grad, atol=1e-5, rtol=1e-5, msg=name)
 
 
-@pytest.mark.parametrize("change", ["in place", "new tensor", "load_state_dict", "there and back"])
+@pytest.mark.parametrize(
+    "change", ["in place", "data", "numpy", "new tensor", "load_state_dict", "there and back"]
+)
 def test_changed_weights_are_packed_anew(change: str) -> None:
     module = nn.Sequential(nn.Linear(8, 16))
     pack_linears(module)
@@ -58,6 +60,10 @@ def test_changed_weights_are_packed_anew(change: str) -> None:
         before = module(rows)
         if change == "in place":
             module[0].weight.mul_(2)
+        elif change == "data":
+            module[0].weight.data.mul_(2)
+        elif change == "numpy":
+            module[0].weight.detach().numpy()[:] *= 2
         elif change == "new tensor":
             old = module[0].weight  # alive or not, it is another one
             module[0].weight = nn.Parameter(old * 2)
@@ -111,6 +117,17 @@ def test_copies_make_their_own(copier: Callable[[nn.Module], nn.Module]) -> None
         assert torch.equal(twin(rows), before)
         twin[0].weight.zero_()
         assert torch.equal(module(rows), before)
+
+
+def test_hooks_stay() -> None:
+    module, seen = nn.Sequential(nn.Linear(8, 16)), []
+    handle = module[0].register_forward_hook(lambda *_: seen.append(1))
+    pack_linears(module)
+    with torch.no_grad():
+        module(torch.ones(5, 8))
+        handle.remove()
+        module(torch.ones(5, 8))
+    assert seen == [1]
 
 
 def test_weights_made_in_inference_mode_are_left_alone() -> None:
