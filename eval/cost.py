@@ -22,6 +22,8 @@ from eval.provenance import describe_origin
 from sparse_vlm.atomic import write_atomic
 
 _CLOCKS = ("see", "first_token", "decode")
+_TOWER_CLOCKS = ("see",)
+_OTHER_LLM = "other LLM"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -94,6 +96,12 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def _same_llm(report: dict[str, Any], name: str) -> bool:
+    """Whether a ratio to the baseline would be that of the towers: a LLaVA brings its own language model."""
+    counts = report["counts"]
+    return bool(counts[name]["llm_parameters"] == counts[report["baseline"]]["llm_parameters"])
+
+
 def format_counts(report: dict[str, Any]) -> str:
     """The table of counts, with the ratio to the baseline."""
     base = report["counts"][report["baseline"]]
@@ -104,10 +112,11 @@ def format_counts(report: dict[str, Any]) -> str:
         f"{'times less':>12}{'cache MB':>10}",
     ]
     for name, row in report["counts"].items():
+        ratio = f"{base['total_gmacs'] / row['total_gmacs']:.2f}x" if _same_llm(report, name) else _OTHER_LLM
         lines.append(
             f"{report['labels'][name]:<26}{row['visual_tokens']:>7}{row['tower_parameters'] / 1e6:>9.0f}"
             f"{row['tower_gmacs']:>9.1f}{row['projector_gmacs']:>11.1f}{row['prefill_gmacs']:>10.0f}"
-            f"{row['total_gmacs']:>10.0f}{base['total_gmacs'] / row['total_gmacs']:>11.2f}x"
+            f"{row['total_gmacs']:>10.0f}{ratio:>12}"
             f"{row['cache_bytes'] / 1e6:>10.0f}"
         )
     return "\n".join(lines)
@@ -126,7 +135,11 @@ def format_measured(report: dict[str, Any]) -> str:
         base = part[report["baseline"]]
         for name, row in part.items():
             first = row["first_token"]
-            times = {key: f"{base[key]['median'] / row[key]['median']:>7.2f}x" for key in _CLOCKS}
+            known = _CLOCKS if _same_llm(report, name) else _TOWER_CLOCKS
+            times = {
+                key: f"{base[key]['median'] / row[key]['median']:>7.2f}x" if key in known else f"{'':>8}"
+                for key in _CLOCKS
+            }
             spread = f"{first['median']:.4g} [{first['low']:.4g}, {first['high']:.4g}]"
             pictures, words = (row["batch"] / row[key]["median"] for key in ("see", "decode"))
             lines.append(

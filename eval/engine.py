@@ -191,7 +191,8 @@ def ask_all(
     shared = _shared_ids(asks)
     mine = asks[rank::world]  # by place, not by what is left: other processes are writing already
     own = {ask.example.key for ask in mine}
-    bad = [row["skipped"] for row in known if "skipped" in row and row["key"] in own]
+    bad = {row["image"]: row["skipped"] for row in known if "skipped" in row and row["key"] in own}
+    skipped = sum("skipped" in row for row in known if row["key"] in own)
     todo = [ask for ask in mine if ask.example.key not in done]
     with tqdm(
         total=len(mine), initial=len(mine) - len(todo), unit="question", disable=None if show else True
@@ -204,10 +205,11 @@ def ask_all(
                 try:
                     good.append((ask, load_picture(images, ask)))
                 except ValueError as error:
-                    bad.append(str(error))
+                    bad[ask.image] = str(error)
+                    skipped += 1
                     if len(bad) > max_bad_pictures:
                         raise InputError(
-                            f"{len(bad)} pictures cannot be used ({name_some(bad, 3)}); "
+                            f"{len(bad)} pictures cannot be used ({name_some(list(bad.values()), 3)}); "
                             f"max_bad_pictures={max_bad_pictures} are allowed."
                         ) from None
                     rows.append({"key": ask.example.key, "image": ask.image, "skipped": str(error)})
@@ -228,8 +230,8 @@ def ask_all(
                 )
             store.write(rows)
             bar.update(len(part))
-            if bad:
-                bar.set_postfix(skipped=len(bad))
+            if skipped:
+                bar.set_postfix(skipped=skipped)
 
 
 def _shared_ids(asks: Sequence[Ask]) -> bool:

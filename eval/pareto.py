@@ -40,7 +40,9 @@ from sparse_vlm.transform import ImageTransform
 
 CONFIG = "config.json"
 # What may differ when a run is taken up again: which points there are, and nothing that a point depends on.
-_FREE = ("timing_rounds", "methods", "tokens", "encoder", "floors", "training.seeds")
+_FREE = ("timing_rounds", "floors", "training.seeds")
+# Further points too, unless all have been trained from one start that had to know them.
+_FREE_WITHOUT_START = (*_FREE, "methods", "tokens", "encoder")
 
 
 def run(settings: ParetoSettings, words: Sequence[str] = (), share: tuple[int, int] = (0, 1)) -> bool:
@@ -81,7 +83,7 @@ def run(settings: ParetoSettings, words: Sequence[str] = (), share: tuple[int, i
 def claim(settings: ParetoSettings, teacher_hash: str) -> None:
     """Makes the run's folder with its settings, or sees that they go with those of the run in it.
 
-    A run may get further points: other methods, token counts and seeds.
+    A run may get further points: other seeds, and, without a common start, other methods and token counts.
 
     Raises:
         InputError: If a point that is there would come out otherwise now; names the keys.
@@ -91,7 +93,8 @@ def claim(settings: ParetoSettings, teacher_hash: str) -> None:
     path = settings.out / CONFIG
     if path.is_file():
         theirs = flatten(json.loads(read_text(path)))
-        changed = [k for k in {**ours, **theirs} if k not in _FREE and theirs.get(k) != ours.get(k)]
+        free = _FREE if settings.training.common_steps else _FREE_WITHOUT_START
+        changed = [k for k in {**ours, **theirs} if k not in free and theirs.get(k) != ours.get(k)]
         if changed:
             what = ", ".join(f"{key}: {theirs.get(key)!r} there, {ours.get(key)!r} here" for key in changed)
             raise InputError(

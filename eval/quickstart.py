@@ -85,13 +85,19 @@ def _assemble(name: str, encoder: Path, teacher: Path, llm: Path, out: Path) -> 
     if not (out / "config.json").is_file():
         eyes, vit = (None, teacher) if name == "vit" else (encoder, None)
         assemble(eyes, str(llm), out, vit=vit)
-    elif name != "vit":
-        made_of = json.loads((out / ASSEMBLY_FILE).read_text(encoding="utf-8")).get("encoder_provenance")
-        if made_of != load_provenance(encoder):
-            raise InputError(
-                f"{out} holds another encoder than {encoder} does now, so its answers would be those of the "
-                f"other one: delete {out.parents[1]} and run again"
-            )
+        return
+    facts = json.loads((out / ASSEMBLY_FILE).read_text(encoding="utf-8"))
+    other = {
+        f"another encoder than {encoder} does now": name != "vit"
+        and facts.get("encoder_provenance") != load_provenance(encoder),
+        f"another ViT than {teacher}": name == "vit" and facts.get("vit") != str(teacher.resolve()),
+        f"another language model than {llm}": facts.get("llm") != str(llm),
+    }
+    for what in (words for words, differs in other.items() if differs):
+        raise InputError(
+            f"{out} holds {what}, so its answers would be those of the other one: delete {out.parents[1]} "
+            "and run again"
+        )
 
 
 def shuffle_turns(source: Path, out: Path) -> None:

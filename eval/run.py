@@ -143,7 +143,8 @@ def claim(out: Path, settings: RunSettings, weights: str | None = None) -> None:
     if weights is not None:
         ours[_HASH] = weights
     path = out / CONFIG
-    if path.is_file():
+    begun = path.is_file() and any(entry.name not in (CONFIG, ORIGINS) for entry in out.iterdir())
+    if begun:
         theirs = json.loads(read_text(path))
         if theirs.get(_HASH, weights) != weights and weights is not None:
             raise InputError(
@@ -158,8 +159,9 @@ def claim(out: Path, settings: RunSettings, weights: str | None = None) -> None:
                 f"{out} holds a run with other settings ({what}); name another folder with out=…."
             )
         return
-    if out.is_dir() and any(out.iterdir()):
+    if not path.is_file() and out.is_dir() and any(out.iterdir()):
         raise InputError(f"{out} is not empty and holds no run; name another folder with out=….")
+    (out / ORIGINS).unlink(missing_ok=True)  # of a start that failed before the first answer
     out.mkdir(parents=True, exist_ok=True)
     write_atomic(path, json.dumps(ours, indent=1))
 

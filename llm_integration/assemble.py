@@ -18,6 +18,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     GenerationConfig,
@@ -69,8 +71,17 @@ def load_llm(name: str, dtype: torch.dtype | None) -> tuple[PreTrainedModel, Any
     Args:
         name: a local directory, or ``hf:NAME``.
         dtype: precision; None keeps the checkpoint's.
+
+    Raises:
+        ValueError: if it is another kind of model.
     """
     source, local = resolve_llm(name)
+    config = AutoConfig.from_pretrained(source, local_files_only=local)
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise ValueError(
+            f"{name} holds a {config.model_type!r} model, expected a language model alone; to exchange the "
+            "tower of a LLaVA there is python -m llm_integration.swap"
+        )
     llm = AutoModelForCausalLM.from_pretrained(source, dtype=dtype or "auto", local_files_only=local)
     # A bare SentencePiece file says nothing about how it is used; Llama's own code puts BOS first.
     bare = (Path(source) / "tokenizer.model").is_file() and not any(Path(source).glob("tokenizer*.json"))

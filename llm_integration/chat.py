@@ -9,6 +9,7 @@ ends.
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -64,6 +65,11 @@ def run_chat(
             except ValueError as error:
                 write(f"({error})\n")
         elif words:
+            if chat.processor.image_token in words:
+                write(
+                    f"({chat.processor.image_token} stands for a picture: show one with /image FILE)\nyou: "
+                )
+                continue
             messages.append(build_message(words, waiting))
             waiting = []
             write("model: ")
@@ -98,6 +104,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if options.port is not None and not options.web:
         parser.error("--port is of the page: say --web, too")
+    if not 0 <= options.temperature < math.inf:
+        parser.error(f"--temperature must be 0 or more, got {options.temperature}")
+    if options.max_new_tokens < 1:
+        parser.error(f"--max-new-tokens must be 1 or more, got {options.max_new_tokens}")
     if options.image is not None and options.web:
         parser.error("--image is for the terminal; on the page pictures are added in the browser")
     transformers_logging.disable_progress_bar()

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from .assemble import DTYPES, check_place, save_llava
-from .load import read_json
+from .load import read_json, suggest_final
 from .result import RUN_FILE, is_result, load_model, load_model_processor
 
 
@@ -29,7 +29,9 @@ def export(run: Path, out: Path, dtype: torch.dtype | None = None) -> None:
     """
     check_place(out, source=run)
     if not is_result(run):
-        raise ValueError(f"{run} holds no result of llm_integration.train (no {RUN_FILE})")
+        raise ValueError(
+            f"{run} holds no result of llm_integration.train (no {RUN_FILE}){suggest_final(run)}"
+        )
     manifest = read_json(run / RUN_FILE)
     model = load_model(run, dtype)
     processor = load_model_processor(run)

@@ -16,8 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from transformers import LlavaForConditionalGeneration, LlavaProcessor, TextStreamer
+
+from sparse_vlm.transform import UNREADABLE, to_rgb
 
 from .load import check_processor
 from .processor import count_image_tokens
@@ -207,12 +209,12 @@ def open_picture(picture: Picture) -> Image.Image:
         ValueError: if the file is missing or no picture.
     """
     if isinstance(picture, Image.Image):
-        return picture.convert("RGB")
+        return to_rgb(picture)
     path = Path(picture)
     if not path.is_file():
         raise ValueError(f"there is no picture {path}")
     try:
         with Image.open(path) as opened:
-            return opened.convert("RGB")
-    except (OSError, UnidentifiedImageError, SyntaxError) as error:
+            return to_rgb(opened).copy()  # its own pixels: the file is closed
+    except UNREADABLE as error:
         raise ValueError(f"{path} is no picture that can be read ({error})") from error

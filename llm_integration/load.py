@@ -22,7 +22,9 @@ def load_llava_config(directory: str | PathLike[str]) -> LlavaConfig:
         ValueError: if there is none, or it is of another model.
     """
     if not (Path(directory) / "config.json").is_file():
-        raise ValueError(f"there is no model directory at {directory} (no config.json)")
+        raise ValueError(
+            f"there is no model directory at {directory} (no config.json){suggest_final(directory)}"
+        )
     config = AutoConfig.from_pretrained(str(directory), local_files_only=True)
     if not isinstance(config, LlavaConfig):
         raise ValueError(
@@ -30,6 +32,12 @@ def load_llava_config(directory: str | PathLike[str]) -> LlavaConfig:
             "python -m llm_integration.assemble"
         )
     return config
+
+
+def suggest_final(directory: str | PathLike[str]) -> str:
+    """The end of a message about a folder without a model: where a run that was meant has its result."""
+    final = Path(directory) / "final"
+    return f"; did you mean {final}?" if final.is_dir() else ""
 
 
 def load_llava(

@@ -81,6 +81,11 @@ def add_code(directory: Path) -> list[str]:
     Raises:
         ValueError: if the directory holds another kind of model.
     """
+    if not (directory / "config.json").is_file():
+        raise ValueError(
+            f"there is no model directory at {directory} (no config.json); of a run's result, make one with "
+            "python -m llm_integration.export"
+        )
     config = read_json(directory / "config.json")
     tower = config.get("vision_config", config)
     if tower.get("model_type") != "sparseformer_vision":

@@ -22,8 +22,9 @@ class _Recording(NamedTuple):
 
 
 def _autocast() -> tuple[bool, torch.dtype]:
-    """What decides the kernels beside the arguments."""
-    return torch.is_autocast_enabled(), torch.get_autocast_gpu_dtype()
+    """What decides the kernels beside the arguments: whether autocast is on, and its precision."""
+    ask = getattr(torch, "get_autocast_dtype", None)  # came after torch 2.1, which has the other one
+    return torch.is_autocast_enabled(), ask("cuda") if ask else torch.get_autocast_gpu_dtype()
 
 
 class GraphedEncoder:
@@ -75,7 +76,10 @@ class GraphedEncoder:
 
     def _record(self, images: Tensor, num_tokens: int | None, hidden_states: bool) -> _Recording:
         held = images.clone()
-        with torch.cuda.device(self.encoder.device):
+        enabled, dtype = _autocast()
+        # Autocast keeps cast weights until it ends; a graph would go on reading them afterwards.
+        uncached = torch.autocast("cuda", dtype=dtype, enabled=enabled, cache_enabled=False)
+        with torch.cuda.device(self.encoder.device), uncached:
             # Libraries allocate and choose their kernels in the first calls, which a graph must not record.
             side = torch.cuda.Stream()
             side.wait_stream(torch.cuda.current_stream())

@@ -13,13 +13,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from .atomic import write_atomic
 from .checkpoint import load_encoder
 from .draw import draw_rois
 from .encoder import SparseFormer
-from .transform import ImageTransform, TransformConfig
+from .transform import UNREADABLE, ImageTransform, TransformConfig
 
 
 class PictureError(ValueError):
@@ -94,7 +94,7 @@ def open_picture(path: Path) -> Image.Image:
             return picture
     except (FileNotFoundError, IsADirectoryError):
         raise PictureError(f"there is no picture file at {path}") from None
-    except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
+    except UNREADABLE as error:
         raise PictureError(f"{path} cannot be read as a picture: {error}") from error
 
 

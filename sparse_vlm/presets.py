@@ -5,11 +5,11 @@ from __future__ import annotations
 import difflib
 
 from .config import SparseFormerConfig
-from .transform import TransformConfig
+from .transform import OPENAI_MEAN, OPENAI_STD, TransformConfig
 
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _INCEPTION = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-_CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+_CLIP = (OPENAI_MEAN, OPENAI_STD)
 
 
 def _v1(num_latents: int, focusing_width: int, width: int, depth: int) -> SparseFormerConfig:

@@ -233,11 +233,11 @@ class _Builder:
             try:
                 return self.convert(value.value, hint, path, default)
             except _MismatchError:
-                if not isinstance(value.value, (Mapping, list)):
-                    if str in members_of(hint):
-                        return value.raw  # `name=49` for a text field means the text "49"
-                    if Path in members_of(hint) and value.value is not None:
-                        return Path(value.raw)
+                # `name=49` for a text field means the text "49", `folder=2024` the folder of that name.
+                if str in members_of(hint) and not isinstance(value.value, (Mapping, list)):
+                    return value.raw
+                if Path in members_of(hint) and type(value.value) in (int, float):
+                    return Path(value.raw)
                 raise
         if hint is Any:
             return _strip(value)

@@ -13,6 +13,8 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import struct
+import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, cast
 
@@ -26,6 +28,11 @@ OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
 # Above this many pixels an enlarged strip (say 1 x 5000 pixels) is cropped before it is resized.
 _LARGEST_RESIZED_PIXELS = 1 << 26
 
+# What Pillow raises for files that are broken, no pictures, or too large.
+UNREADABLE = (
+    *(OSError, ValueError, SyntaxError, EOFError, OverflowError, MemoryError),
+    *(struct.error, zlib.error, Image.DecompressionBombError),
+)
 RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
 

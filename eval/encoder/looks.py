@@ -44,6 +44,8 @@ def load_encoder_look(directory: Path, num_tokens: int | None = None, device: st
     """
     try:
         encoder = load_encoder(directory, device=torch.device(device)).eval()
+        if num_tokens is not None:
+            encoder.check_tokens(num_tokens)
     except (ValueError, OSError) as error:
         raise InputError(f"The encoder in {directory} cannot be loaded: {error}") from None
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from eval.answers import AnswerRecord, InputError, read_json_or_lines
 from eval.intervals import Figure
 from eval.questions import is_llava_file, need, required
-from eval.shapes import text
+from eval.shapes import identifier, text
 from eval.task import Example, Judgement, Task, checked
 
 _STEP_BY_STEP = (
@@ -33,7 +33,8 @@ class MmVet(Task):
         content = read_json_or_lines(source, distinct_keys=True)
         examples = []
         if is_llava_file(content):
-            for row in content:
+            for number, row in enumerate(content, start=1):
+                need(row, {"question_id": identifier, "text": text}, source, f"row {number}", {"image": text})
                 name = f"v1_{row['question_id']}"
                 examples.append(
                     Example(

@@ -36,20 +36,21 @@ class ScienceQa(Task):
         asked: list[Any] | None = None
         problems: dict[str, Any] | None = None
         split: list[str] | None = None
+        source = required(annotations or questions, "ScienceQA's problems.json or folder (--annotations)")
+        listed = source  # the file of LLaVA's rows, as `source` is that of the problems
         for path in dict.fromkeys(p for p in (annotations, questions) if p is not None):
             content, beside = _load(path)
             if isinstance(content, dict):
-                problems, split = content, beside
+                problems, split, source = content, beside, path
             else:
-                asked = content
-        source = required(annotations or questions, "ScienceQA's problems.json or folder (--annotations)")
+                asked, listed = content, path
         if asked is not None:
-            examples = [_from_llava(row, number, source) for number, row in enumerate(asked, start=1)]
+            examples = [_from_llava(row, number, listed) for number, row in enumerate(asked, start=1)]
             if problems is not None:
                 orphans = [e.key for e in examples if e.key not in problems]
                 if orphans:
                     raise InputError(
-                        f"{len(orphans)} questions of {questions} are not among the problems of {source} "
+                        f"{len(orphans)} questions of {listed} are not among the problems of {source} "
                         f"({name_some(orphans)})."
                     )
                 examples = [
@@ -71,6 +72,10 @@ class ScienceQa(Task):
         letter = read_scienceqa(answer, len(example.choices))
         score = float(letter == example.answers[0])
         return Judgement(example.key, score, letter, example.category, {"img": example.image is not None})
+
+    def units(self, judgements: Sequence[Judgement]) -> dict[str, float]:
+        with_picture = [judgement for judgement in judgements if judgement.facts["img"]]
+        return super().units(with_picture or judgements)
 
     def aggregate(self, judgements: Sequence[Judgement]) -> dict[str, Figure]:
         figures = {"accuracy": accuracy_figure([j.score for j in judgements], self.scorer)}

@@ -17,6 +17,7 @@ from eval.shapes import each, fields, identifier, maybe, scalar, text
 from eval.task import SHORT_ANSWER, Example, Judgement, Task, checked
 
 _MAY = {"answers": maybe(each(fields(answer=scalar))), "answer_type": text}
+_ASKED = {"question_id": identifier, "image": text, "text": text}
 _UNANSWERABLE = "\nWhen the provided information is insufficient, respond with 'Unanswerable'."
 _NUMBERED = re.compile(r"VizWiz_\w+_(\d{8})\.jpg")
 _BOTH = "VQA normalisation of both sides (lmms-eval)"
@@ -37,7 +38,8 @@ class VizWiz(Task):
         if not isinstance(content, list):
             raise InputError(f"{source} is no VizWiz file: expected a list of questions with their picture.")
         if is_llava_file(content):
-            return checked([_from_llava(row, {}, source) for row in content], images, source)
+            rows_asked = [_from_llava(row, {}, source, number) for number, row in enumerate(content, start=1)]
+            return checked(rows_asked, images, source)
         rows: dict[str, Any] = {}
         for number, row in enumerate(content, start=1):
             need(row, {"image": text, "question": text}, source, f"question {number}", _MAY)
@@ -47,14 +49,19 @@ class VizWiz(Task):
         asked = None
         if questions is not None and questions != source:
             asked = read_json_or_lines(questions)
-        if asked is not None and is_llava_file(asked):
-            orphans = [row.get("image") for row in asked if row.get("image") not in rows]
+        if asked is not None and questions is not None and is_llava_file(asked):
+            for number, row in enumerate(asked, start=1):
+                need(row, _ASKED, questions, f"row {number}")
+            orphans = [row["image"] for row in asked if row["image"] not in rows]
             if orphans:
                 raise InputError(
                     f"{len(orphans)} of {len(asked)} questions of {questions} are not in {source} "
                     f"({name_some(orphans)}); is it another split's file?"
                 )
-            examples = [_from_llava(row, rows[row["image"]], source) for row in asked]
+            examples = [
+                _from_llava(row, rows[row["image"]], questions, number)
+                for number, row in enumerate(asked, start=1)
+            ]
         else:
             examples = [_example(row) for row in rows.values()]
         return checked(examples, images, source)
@@ -106,8 +113,8 @@ def _example(row: dict[str, Any]) -> Example:
     )
 
 
-def _from_llava(asked: dict[str, Any], row: dict[str, Any], path: Path) -> Example:
-    need(asked, {"question_id": identifier, "image": text, "text": text}, path, "a row")
+def _from_llava(asked: dict[str, Any], row: dict[str, Any], path: Path, number: int) -> Example:
+    need(asked, _ASKED, path, f"row {number}")
     question = row.get("question", bare_question(asked["text"]).removesuffix(_UNANSWERABLE))
     base = _example({**row, "image": asked["image"], "question": question})
     return replace(

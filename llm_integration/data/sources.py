@@ -14,6 +14,7 @@ from typing import Protocol
 from PIL import Image
 
 from sparse_vlm.strict_tar import StrictTarInfo
+from sparse_vlm.transform import UNREADABLE, to_rgb
 
 from .records import BadRecordError, Record, describe, parse_record, read_chat_file
 
@@ -66,7 +67,7 @@ class FolderSource:
         path = self.pictures / name
         try:
             return decode(path.read_bytes())
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        except UNREADABLE as error:
             where = describe(raw, index, self.chat_file)
             raise BadRecordError(f"{where}: its picture {path} is broken ({error})") from error
 
@@ -177,7 +178,7 @@ def decode(data: bytes) -> Image.Image:
     """Decode a picture completely, so that a broken file shows here and nowhere later."""
     picture = Image.open(io.BytesIO(data))
     picture.load()
-    return picture
+    return to_rgb(picture)
 
 
 class JoinedSource:

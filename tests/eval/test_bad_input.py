@@ -415,6 +415,35 @@ def test_annotations_of_another_split(name: str, said: str, tmp_path: Path, caps
     assert said in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("name", "row"),
+    [
+        ("vizwiz", {"question_id": 0, "image": "VizWiz_val_00000000.jpg", "text": f"q?{SHORT_ANSWER}"}),
+        ("scienceqa", {"id": "0", "conversations": [{"value": "q?\nA. x\nB. y"}, {"value": "B"}]}),
+        ("mmvet", {"question_id": 0, "text": "q?"}),
+    ],
+)
+@pytest.mark.parametrize("annotated", [False, True])
+def test_a_bad_row_of_llavas_file_is_named_with_its_file(
+    name: str, row: dict[str, Any], annotated: bool, tmp_path: Path, capsys: Any
+) -> None:
+    case = CASES[name](tmp_path)
+    gold = case.files.get("annotations") or case.files["questions"]
+    if name == "scienceqa":
+        problem = {"question": "q?", "choices": ["x", "y"], "answer": 1}
+        gold = document(tmp_path / "problems.json", {"0": problem})
+    kept = next(iter(row))
+    bad = {key: value for key, value in row.items() if key == kept}
+    asked = tmp_path / "asked.json"
+    case.files = {"questions": document(asked, [row, {**bad, kept: row[kept]}])}
+    if annotated:
+        case.files["annotations"] = gold
+    assert case.run(tmp_path, case.answers)[0] == 2
+    said = capsys.readouterr().err
+    assert "asked.json" in said
+    assert " 2 " in said
+
+
 def test_the_answers_of_another_split_of_vqa(tmp_path: Path, capsys: Any) -> None:
     case = CASES["vqav2"](tmp_path)
     table = json.loads(case.files["annotations"].read_text())

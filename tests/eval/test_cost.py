@@ -184,6 +184,14 @@ def test_an_encoder_directory_and_a_llava_directory(encoder_dir: Path, llava_dir
     assert of_llava.tower_gmacs == pytest.approx(of_encoder.tower_gmacs, rel=1e-6)
 
 
+def test_a_llavas_own_language_model_is_in_no_ratio(llava_dir: Path, capsys: Any) -> None:
+    words = ["--llm", "tiny", "--dtype", "fp32", "--words", "8"]
+    assert main(["--model", str(llava_dir), "--baseline", "sf_b_49", "--count-only", *words]) == 0
+    rows = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line.strip()}
+    assert "other LLM" in rows[next(name for name in rows if name in str(llava_dir) or "llava" in name)]
+    assert "1.00x" in rows["SparseFormer"]
+
+
 def test_a_teachers_fused_attention_is_counted() -> None:
     from bootstrap.cost import count_gmacs
     from bootstrap.teacher import load_teacher

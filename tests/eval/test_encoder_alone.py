@@ -233,6 +233,8 @@ def test_retrieval_and_agreement(scenes: Path, student: Path, tmp_path: Path, ca
     assert made["image_to_text@10"]["value"] > made["image_to_text@1"]["value"] > 5
     pictures = ["--pictures", str(heldout / "images"), "--classes", str(TEACHER / "zeroshot.json")]
     assert agreement([*both, *pictures, "--json", str(tmp_path / "a.json")]) == 0
+    assert agreement([*both, *pictures, "--num-tokens", "1"]) == 2
+    assert "num_tokens must be at least 2" in capsys.readouterr().err
     made = json.loads((tmp_path / "a.json").read_text())["figures"]["encoder"]
     assert set(made) == {"same_picture", "same_class", "cosine"}
     capsys.readouterr()

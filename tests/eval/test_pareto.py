@@ -352,8 +352,10 @@ def test_all_points_begin_from_what_all_towers_trained(settings: ParetoSettings)
     assert not torch.equal(tower.queries, untrained)
     assert starts == {hash_weights(fresh)}
     (small.out / "points" / "no-image-seed0.json").unlink()
-    with pytest.raises(InputError, match="was trained with other towers than are compared now"):
+    with pytest.raises(InputError, match=r"holds a run with other settings or weights \(tokens: \[9\] there"):
         pareto.run(replace(small, tokens=(9, 16)))
+    with pytest.raises(InputError, match="was trained with other towers than are compared now"):
+        load_start(path, ["pool-9", "resampler-16"], {"encoder": None})
     path.write_bytes(b"half")
     with pytest.raises(InputError, match="cannot be read"):
         pareto.run(small)

@@ -44,6 +44,9 @@ def test_both_models_are_tuned_and_asked(
     assert json.loads((tmp_path / "language" / "quickstart.json").read_text())["minutes"] < figures["minutes"]
     with pytest.raises(SystemExit, match=r"with other settings \(batch\): delete .*language to tune again"):
         main([*words, "batch=3"])
+    for option, what in (("--llm", "language model"), ("--teacher", "ViT")):
+        with pytest.raises(SystemExit, match=rf"holds another {what} than .*nowhere"):
+            main([*words, option, "nowhere"])
 
 
 def test_it_needs_the_vision_half_and_names_what_failed(tmp_path: Path, encoder_dir: Path) -> None:

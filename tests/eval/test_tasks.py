@@ -290,6 +290,8 @@ def test_scienceqa(tmp_path: Path) -> None:
         assert [(e.key, e.image) for e in examples] == [("4", None), ("5", "5/image.png")]
     made = figures_of(task, examples, {"4": "A", "5": "B. b"})
     assert (made["accuracy"].value, made["img_accuracy"].value, made["img_accuracy"].n) == (50.0, 100.0, 1)
+    judged = [task.judge(e, "B") for e in examples]
+    assert task.units(judged) == {"5": 1.0}  # paired as the figure that is compared
     text = "<image>\nContext: A. is no option.\nWhich?\nA. a\nB. b\nor c"
     row = {"id": "5", "image": "5/image.png", "conversations": [{"value": text}, {"value": "B"}]}
     llava = put(tmp_path / "llava.json", [row])

@@ -228,6 +228,11 @@ def test_a_plain_name_is_a_path(
     assert "write --llm hf:some/model" in capsys.readouterr().err
 
 
+def test_a_llava_is_no_language_model(encoder_dir: Path, llava_dir: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"holds a 'llava' model, expected .*llm_integration\.swap$"):
+        assemble(encoder_dir, str(llava_dir), tmp_path / "out")
+
+
 def test_other_files_are_not_overwritten(encoder_dir: Path, build_llm_dir: Any, tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("mine")
     with pytest.raises(FileExistsError, match=r"thesis\.tex"):

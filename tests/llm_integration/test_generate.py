@@ -12,6 +12,7 @@ from PIL import Image
 from transformers import CLIPImageProcessorPil, PreTrainedTokenizerFast
 
 from llm_integration.chat import main, run_chat
+from llm_integration.data.sources import decode
 from llm_integration.generate import Chat, answer, build_message, load_chat, open_picture
 from llm_integration.load import load_llava
 from llm_integration.processor import count_image_tokens, load_processor
@@ -63,15 +64,44 @@ def test_a_processor_of_another_model_is_refused(llava_dir: Path) -> None:
 def test_terminal_chat(chat: Chat, picture: Image.Image, tmp_path: Path) -> None:
     picture.save(tmp_path / "b.png")
     gone, there = tmp_path / "gone.png", tmp_path / "b.png"
-    lines = f"What is it?\n/image {gone}\n/image {there}\nAnd now?\n/new\nhi\n/quit\nno\n"
+    lines = f"What is it?\nWhat is <image>?\n/image {gone}\n/image {there}\nAnd now?\n/new\nhi\n/quit\nno\n"
     out = io.StringIO()
     run_chat(chat, picture, io.StringIO(lines), out, max_new_tokens=3)
     said = out.getvalue()
     assert said.count("model: ") == 3
     assert [f"[{n} visual of" in said for n in (9, 18, 0)] == [True] * 3
     assert "first token after" in said
+    assert "(<image> stands for a picture: show one with /image FILE)" in said
     assert "there is no picture" in said
     assert "b.png goes with your next question" in said
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--temperature", "-1"], "--temperature must be 0 or more"),
+        (["--temperature", "nan"], "--temperature must be 0 or more"),
+        (["--max-new-tokens", "0"], "--max-new-tokens must be 1 or more"),
+        (["--model", "RUN"], r"final?"),
+    ],
+)
+def test_options_that_make_no_sense(words: list[str], message: str, tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / "run" / "final").mkdir(parents=True)
+    with pytest.raises(SystemExit):
+        main(
+            ["--model", str(tmp_path), *(str(tmp_path / "run") if word == "RUN" else word for word in words)]
+        )
+    assert message in capsys.readouterr().err
+
+
+def test_pictures_of_any_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    deep = Image.new("I;16", (8, 8), 30_000)
+    deep.save(tmp_path / "deep.png")
+    assert open_picture(tmp_path / "deep.png").getpixel((3, 3)) == (117, 117, 117)  # not clipped to white
+    assert decode((tmp_path / "deep.png").read_bytes()).getpixel((3, 3)) == (117, 117, 117)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    with pytest.raises(ValueError, match=r"deep\.png is no picture that can be read \(Image size"):
+        open_picture(tmp_path / "deep.png")
 
 
 @pytest.mark.skipif(what_is_missing() is not None, reason=f"no digits here: {what_is_missing()}")

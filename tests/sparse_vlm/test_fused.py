@@ -159,6 +159,21 @@ def test_graphed_encoder_equals_the_plain_one() -> None:
     assert len(graphed._recordings) == 1
 
 
+@pytest.mark.gpu
+def test_autocast_has_graphs_of_its_own() -> None:
+    from sparse_vlm.graphs import GraphedEncoder
+
+    encoder = build_encoder("sparseformer_btsp_augreg_base").eval().cuda()
+    graphed = GraphedEncoder(encoder)
+    pictures = torch.randn(2, 3, 224, 224, device="cuda")
+    for enabled in (True, False, True):
+        with torch.autocast("cuda", torch.bfloat16, enabled), torch.inference_mode():
+            plain, output = encoder(pictures), graphed(pictures)
+        share = (output.pooled - plain.pooled).abs().max() / plain.pooled.abs().max()
+        assert share < (2e-2 if enabled else 1e-5)
+    assert len(graphed._recordings) == 2
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_graphs_without_a_gpu_are_refused() -> None:
     from sparse_vlm.graphs import GraphedEncoder

@@ -188,6 +188,13 @@ def test_an_override_does_not_write_into_the_mapping_it_was_given() -> None:
     assert mapping == {"folder": "x", "optim": {"clip": 1.0}}
 
 
+@pytest.mark.parametrize("raw", ["2024", "1.5"])
+def test_a_folder_may_be_named_by_a_number(raw: str) -> None:
+    assert build_settings(Run, {}, [f"folder={raw}"]).folder == Path(raw)
+    with pytest.raises(SettingsError, match="'folder' must be a path, got True"):
+        build_settings(Run, {}, ["folder=true"])
+
+
 @pytest.mark.parametrize("raw", ["49", "true", "1e-3", "a=b", "open_clip:ViT-L-14", ""])
 def test_a_text_field_takes_the_text_of_an_override(raw: str) -> None:
     assert build_settings(Run, {"folder": "x"}, [f"name={raw}"]).name == raw
