@@ -41,7 +41,6 @@ from .teacher import inherit_teacher, load_teacher, spec_to_config
 # Pictures that units and the class token's first state are measured on.
 _MEASURED_PICTURES = 256
 _SETTINGS_FILE, _INHERITANCE_FILE = "config.yaml", "inheritance.txt"
-_BEFORE_THE_START = {_SETTINGS_FILE, _INHERITANCE_FILE}
 # Settings that a resumed run may change: they decide nothing about the weights, but for the rounding of
 # targets that are stored.
 _FREE = ("log_every", "save_every", "keep_checkpoints", "figure", "heldout", "targets", "device")
@@ -96,9 +95,8 @@ class _Bootstrap:
         self.stream = self._open_stream(engine.rank, engine.world_size)
         checkpoints = list_checkpoints(self.checkpoints)
         self.resumed = checkpoints[-1] if checkpoints else None
-        with torch.random.fork_rng(
-            devices=[]
-        ):  # workers draw a seed: their number must not be in the weights
+        # Workers draw a seed of their own: how many there are must not be in the weights.
+        with torch.random.fork_rng(devices=[]):
             self.spreads, cls_state = self._measure()
         self.encoder = self._build_encoder(cls_state).to(engine.device)
         self._check_counts()
@@ -323,10 +321,12 @@ def _to_plain(config: BootstrapConfig) -> dict[str, Any]:
 def _check_place(out: Path, config: BootstrapConfig) -> None:
     """See that the run directory is empty, or that these are the settings of the run that was begun in it."""
     path, ours = out / _SETTINGS_FILE, _to_plain(config)
-    if out.is_dir() and path.is_file() and {entry.name for entry in out.iterdir()} <= _BEFORE_THE_START:
-        return  # what a start leaves that failed before the first step
     if path.is_file():
-        theirs = yaml.safe_load(path.read_text(encoding="utf-8"))
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        theirs: dict[str, Any] = found if isinstance(found, dict) else {}
+        begun = {entry.name for entry in out.iterdir()} - {_SETTINGS_FILE, _INHERITANCE_FILE}
+        if not begun and theirs.keys() == ours.keys():
+            return  # left by a start that failed before the first step
         changed = [key for key in ours if key not in _FREE and theirs.get(key) != ours[key]]
         changed = [key for key in changed if key != "data" or _without_workers(theirs, ours)]
         if changed:

@@ -133,7 +133,7 @@ def can_pack(dtype: torch.dtype = torch.float32) -> bool:
 
 
 def pack_linears(module: nn.Module) -> int:
-    """Replace the linear layers below a module by packed ones, in place; those of :mod:`~.digits` too.
+    """Replace the linear layers below a module by packed ones, in place.
 
     Args:
         module: an encoder, usually. It takes twice the memory afterwards.
