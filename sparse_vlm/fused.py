@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import warnings
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +22,31 @@ from .sampling import sample_features
 
 # Largest difference to the plain path, as a share of the largest value.
 _TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}
+
+
+class Sight(NamedTuple):
+    """What a look takes.
+
+    Attributes:
+        feature_map: (B, C, H, W).
+        points_xy: (B, N, P, 2), fractions of the picture.
+        by_channel: (B, N, C, C).
+        by_point: (B, N, Q, P).
+        channel_bias: (C,) or None, see :func:`mix_samples`.
+        point_bias: (Q,) or None.
+    """
+
+    feature_map: Tensor
+    points_xy: Tensor
+    by_channel: Tensor
+    by_point: Tensor
+    channel_bias: Tensor | None = None
+    point_bias: Tensor | None = None
+
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        """(P, C, Q)."""
+        return self.points_xy.shape[-2], self.feature_map.shape[1], self.by_point.shape[-2]
 
 
 def mix_samples(
@@ -55,103 +81,57 @@ def mix_samples(
     return F.gelu(mixed).reshape(batch, tokens, by_point.shape[-2] * channels)  # (B, N, QC)
 
 
-def look(
-    feature_map: Tensor,
-    points_xy: Tensor,
-    by_channel: Tensor,
-    by_point: Tensor,
-    channel_bias: Tensor | None = None,
-    point_bias: Tensor | None = None,
-    padding: str = "border",
-    clip_gradients: bool = False,
-) -> Tensor:
+def look(sight: Sight, padding: str = "border", clip_gradients: bool = False) -> Tensor:
     """Read a feature map at the tokens' points and mix what was read.
 
     Args:
-        feature_map: (B, C, H, W).
-        points_xy: (B, N, P, 2), fractions of the picture.
-        by_channel: (B, N, C, C).
-        by_point: (B, N, Q, P).
-        channel_bias: (C,) or None, see :func:`mix_samples`.
-        point_bias: (Q,) or None.
+        sight: map, points and mixing weights.
         padding: what points outside the picture read, see :func:`sparse_vlm.sampling.sample_features`.
         clip_gradients: clamp the points' gradients, see there.
 
     Returns:
         (B, N, QC).
     """
-    tensors = (feature_map, points_xy, by_channel, by_point, channel_bias, point_bias)
-    if feature_map.is_cuda and _fits(*tensors) and _agrees(*_kind(*tensors), padding):
-        return look_fused(*tensors, padding)
-    return look_plain(*tensors, padding, clip_gradients)
+    if sight.feature_map.is_cuda and _fits(sight) and _agrees(*_kind(sight), padding):
+        return look_fused(sight, padding)
+    return look_plain(sight, padding, clip_gradients)
 
 
-def look_plain(
-    feature_map: Tensor,
-    points_xy: Tensor,
-    by_channel: Tensor,
-    by_point: Tensor,
-    channel_bias: Tensor | None = None,
-    point_bias: Tensor | None = None,
-    padding: str = "border",
-    clip_gradients: bool = False,
-) -> Tensor:
+def look_plain(sight: Sight, padding: str = "border", clip_gradients: bool = False) -> Tensor:
     """:func:`look` in plain PyTorch: the reference."""
-    samples = sample_features(feature_map, points_xy, padding, clip_gradients)
-    return mix_samples(samples, by_channel, by_point, channel_bias, point_bias)
+    samples = sample_features(sight.feature_map, sight.points_xy, padding, clip_gradients)
+    return mix_samples(samples, sight.by_channel, sight.by_point, sight.channel_bias, sight.point_bias)
 
 
-def look_fused(
-    feature_map: Tensor,
-    points_xy: Tensor,
-    by_channel: Tensor,
-    by_point: Tensor,
-    channel_bias: Tensor | None = None,
-    point_bias: Tensor | None = None,
-    padding: str = "border",
-) -> Tensor:
+def look_fused(sight: Sight, padding: str = "border") -> Tensor:
     """:func:`look` in one Triton kernel; without gradients."""
     from .fused_kernel import launch
 
-    return launch(feature_map, points_xy, by_channel, by_point, channel_bias, point_bias, padding == "zeros")
+    return launch(*sight, padding == "zeros")
 
 
-def _fits(
-    feature_map: Tensor,
-    points_xy: Tensor,
-    by_channel: Tensor,
-    by_point: Tensor,
-    channel_bias: Tensor | None,
-    point_bias: Tensor | None,
-) -> bool:
+def _fits(sight: Sight) -> bool:
     """Whether the kernel can take these tensors; a compiler fuses the plain path itself."""
-    sizes = (points_xy.shape[-2], feature_map.shape[1], by_point.shape[-2])
+    by_channel, by_point = sight.by_channel, sight.by_point
+    points, channels, _ = sizes = sight.sizes
     return (
         not torch.is_grad_enabled()
-        and feature_map.dtype in _TOLERANCE
-        and by_channel.dtype == by_point.dtype == feature_map.dtype
-        and points_xy.dtype == torch.float32
+        and sight.feature_map.dtype in _TOLERANCE
+        and by_channel.dtype == by_point.dtype == sight.feature_map.dtype
+        and sight.points_xy.dtype == torch.float32
         and all(16 <= size <= 128 and size & (size - 1) == 0 for size in sizes)
         # One token's matrices lie together; tokens may be further apart than that.
-        and by_channel.stride()[2:] == (sizes[1], 1)
-        and by_point.stride()[2:] == (sizes[0], 1)
+        and by_channel.stride()[2:] == (channels, 1)
+        and by_point.stride()[2:] == (points, 1)
         and by_channel.stride(0) == by_channel.shape[1] * by_channel.stride(1)
         and by_point.stride(0) == by_point.shape[1] * by_point.stride(1)
-        and (channel_bias is None) == (point_bias is None)
+        and (sight.channel_bias is None) == (sight.point_bias is None)
         and not is_compiling()
     )
 
 
-def _kind(
-    feature_map: Tensor,
-    points_xy: Tensor,
-    by_channel: Tensor,
-    by_point: Tensor,
-    channel_bias: Tensor | None,
-    point_bias: Tensor | None,
-) -> tuple[torch.device, torch.dtype, tuple[int, int, int], bool]:
-    sizes = (points_xy.shape[-2], feature_map.shape[1], by_point.shape[-2])
-    return feature_map.device, feature_map.dtype, sizes, channel_bias is not None
+def _kind(sight: Sight) -> tuple[torch.device, torch.dtype, tuple[int, int, int], bool]:
+    return sight.feature_map.device, sight.feature_map.dtype, sight.sizes, sight.channel_bias is not None
 
 
 @functools.cache
@@ -163,7 +143,7 @@ def _agrees(
         return False
     problem = build_problem(device, dtype, sizes, bias)
     try:
-        fused, plain = look_fused(*problem, padding).float(), look_plain(*problem, padding).float()
+        fused, plain = look_fused(problem, padding).float(), look_plain(problem, padding).float()
         difference = float((fused - plain).abs().max() / plain.abs().max())
     except Exception as error:  # a compiler or driver that will not do
         warnings.warn(f"the fused look does not run here and is left out: {error}", stacklevel=2)
@@ -176,8 +156,8 @@ def _agrees(
 
 def build_problem(
     device: torch.device | str, dtype: torch.dtype, sizes: tuple[int, int, int], bias: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
-    """Small arguments for :func:`look`, points outside the picture included; no global random state moves.
+) -> Sight:
+    """A small argument for :func:`look`, points outside the picture included; no global random state moves.
 
     Args:
         device: where.
@@ -194,7 +174,7 @@ def build_problem(
     # Channels last, as the stem leaves it.
     feature_map = draw(2, 5, 7, channels).permute(0, 3, 1, 2)  # (B, C, H, W)
     points_xy = (torch.rand(2, 3, points, 2, generator=generator) * 1.6 - 0.3).to(device)
-    return (
+    return Sight(
         feature_map,
         points_xy,
         draw(2, 3, channels, channels, scale=channels**-0.5),

@@ -91,7 +91,7 @@ def launch(
     point_bias: Tensor | None,
     zeros: bool,
 ) -> Tensor:
-    """Run the kernel; arguments and result are those of :func:`sparse_vlm.fused.look_fused`."""
+    """Run the kernel; arguments are the fields of :class:`sparse_vlm.fused.Sight`, the result is a look's."""
     batch, channels, height, width = feature_map.shape
     count, points = points_xy.shape[1:3]
     queries = by_point.shape[-2]

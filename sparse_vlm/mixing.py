@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from .fused import look
+from .fused import Sight, look
 
 
 class AdaptiveMixing(nn.Module):
@@ -89,8 +89,8 @@ class AdaptiveMixing(nn.Module):
             (B, N, D).
         """
         matrices = self.generate(tokens)
-        biases = (self.channel_bias, self.point_bias)
-        return self.out(look(feature_map, points_xy, *matrices, *biases, padding, clip_gradients))
+        sight = Sight(feature_map, points_xy, *matrices, self.channel_bias, self.point_bias)
+        return self.out(look(sight, padding, clip_gradients))
 
     def generate(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """The two matrices of every token (B, N, D): (B, N, C, C) and (B, N, Q, P)."""

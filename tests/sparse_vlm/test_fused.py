@@ -22,7 +22,7 @@ needs_triton = pytest.mark.skipif(
 
 INTERPRETED = """
 import torch
-from sparse_vlm.fused import build_problem, look_fused, look_plain
+from sparse_vlm.fused import Sight, build_problem, look_fused, look_plain
 torch.set_num_threads(1)
 worst = {}
 with torch.no_grad():
@@ -36,7 +36,8 @@ with torch.no_grad():
                 both = torch.cat((problem[2].flatten(-2), problem[3].flatten(-2)), dim=-1)
                 first, second = both.split((32 * 32, 16 * 16), dim=-1)
                 problem[2], problem[3] = first.unflatten(-1, (32, 32)), second.unflatten(-1, (16, 16))
-                fused, plain = look_fused(*problem, padding).float(), look_plain(*problem, padding).float()
+                sight = Sight(*problem)
+                fused, plain = look_fused(sight, padding).float(), look_plain(sight, padding).float()
                 assert fused.shape == plain.shape == (2, 3, 16 * 32)
                 difference = float((fused - plain).abs().max() / plain.abs().max())
                 near = 1e-5 if dtype == torch.float32 else 2e-3
@@ -95,13 +96,13 @@ def test_kernel_compiles_for_a_gpu_that_is_not_here(tmp_path: Path) -> None:
 def test_kernel_is_left_out_where_it_does_not_fit() -> None:
     fits = fused.build_problem("cpu", torch.float32, (16, 64, 32), False)
     with torch.no_grad():
-        assert fused._fits(*fits)
+        assert fused._fits(fits)
         for sizes in ((36, 96, 36), (4, 64, 32), (16, 256, 32)):
-            assert not fused._fits(*fused.build_problem("cpu", torch.float32, sizes, False))
-        assert not fused._fits(*fused.build_problem("cpu", torch.float64, (16, 64, 32), False))
-        transposed = (*fits[:2], fits[2].transpose(-1, -2), *fits[3:])
-        assert not fused._fits(*transposed)
-    assert not fused._fits(*fits)  # gradients are wanted
+            assert not fused._fits(fused.build_problem("cpu", torch.float32, sizes, False))
+        assert not fused._fits(fused.build_problem("cpu", torch.float64, (16, 64, 32), False))
+        transposed = fits._replace(by_channel=fits.by_channel.transpose(-1, -2))
+        assert not fused._fits(transposed)
+    assert not fused._fits(fits)  # gradients are wanted
 
 
 def test_kernel_that_disagrees_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,7 +137,7 @@ def test_encoder_with_the_kernel_equals_the_one_without(
     with torch.inference_mode():
         with_kernel = encoder(pictures).pooled.float()
         assert fused._agrees.cache_info().currsize > 0
-        monkeypatch.setattr(fused, "_fits", lambda *tensors: False)
+        monkeypatch.setattr(fused, "_fits", lambda sight: False)
         without = encoder(pictures).pooled.float()
     share = (with_kernel - without).abs().max() / without.abs().max()
     assert share < (1e-5 if dtype == torch.float32 else 2e-2)
