@@ -86,6 +86,8 @@ def test_fp64_is_fp64_throughout(
 def test_compiles_without_a_graph_break(
     name: str, backend: str, build_tiny: Callable[..., SparseFormer], pictures: Tensor
 ) -> None:
+    if name == "v1" and TORCH < (2, 2):
+        pytest.skip("torch 2.1's compiler breaks on a function of its own with setup_context")
     device = "cuda" if backend == "inductor" else "cpu"
     encoder, pictures = build_tiny(name).to(device), pictures.to(device)
     torch._dynamo.reset()
