@@ -91,7 +91,7 @@ def _assemble(name: str, encoder: Path, teacher: Path, llm: Path, out: Path) -> 
         f"another encoder than {encoder} does now": name != "vit"
         and facts.get("encoder_provenance") != load_provenance(encoder),
         f"another ViT than {teacher}": name == "vit" and facts.get("vit") != str(teacher.resolve()),
-        f"another language model than {llm}": facts.get("llm") != str(llm),
+        f"another language model than {llm}": Path(facts.get("llm", "")).resolve() != llm.resolve(),
     }
     for what in (words for words, differs in other.items() if differs):
         raise InputError(
