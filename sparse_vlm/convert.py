@@ -181,9 +181,8 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
         raise ConversionError(f"there is no checkpoint file at {path}")
     try:
         loaded: Any = torch.load(str(path), map_location="cpu", weights_only=True)
-    except (
-        Exception
-    ) as error:  # a broken file sends the unpickler anywhere: KeyError, IndexError, struct.error
+    # A broken file sends the unpickler anywhere: KeyError, IndexError, struct.error.
+    except Exception as error:
         raise ConversionError(
             f"{path} cannot be read as tensors alone ({_explain(path, error)}). If it is whole and you trust "
             "it, save the state dict that it holds under 'model' or 'state_dict' to a file of its own"

@@ -73,6 +73,13 @@ def _encoder(config: SparseFormerConfig, directory: Path, teacher: Any) -> Path:
     return directory
 
 
+def _read_layer(llava: Path, layer: Any, directory: Path) -> None:
+    """A copy of a LLaVA whose projector reads another state of its tower."""
+    shutil.copytree(llava, directory)
+    path = directory / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "vision_feature_layer": layer}))
+
+
 def test_a_stranger_gets_a_new_projector(
     clip_llava: tuple[Path, Path], encoder_dir: Path, tmp_path: Path
 ) -> None:
@@ -121,9 +128,7 @@ def test_a_kept_projector_reads_the_same_layer_of_a_shorter_tower(
 ) -> None:
     """The ViT has three blocks, the cortex its last two: the ViT's state 0 is nowhere in it."""
     llava, clip = clip_llava
-    shutil.copytree(llava, tmp_path / "llava")
-    path = tmp_path / "llava" / "config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "vision_feature_layer": layer}))
+    _read_layer(llava, layer, tmp_path / "llava")
     encoder = _encoder(tiny_encoder_config, tmp_path / "enc", f"hf:{clip}")
     if wanted is None:
         with pytest.raises(ValueError, match="reads hidden state 0 of its tower of 3 blocks"):
@@ -139,9 +144,7 @@ def test_a_projector_that_reads_the_state_before_the_final_norm_starts_anew(
 ) -> None:
     """CLIP in transformers gives its last state before its final norm, an encoder of ours after it."""
     llava, clip = clip_llava
-    shutil.copytree(llava, tmp_path / "llava")
-    path = tmp_path / "llava" / "config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "vision_feature_layer": layer}))
+    _read_layer(llava, layer, tmp_path / "llava")
     encoder = _encoder(tiny_encoder_config, tmp_path / "enc", f"hf:{clip}")
     said = swap(tmp_path / "llava", encoder, tmp_path / "out")
     assert said.startswith("projector re-initialised")
