@@ -173,7 +173,7 @@ def check_resume(settings: TrainSettings, processes: int) -> Path | None:
         for path in (settings.out / CHECKPOINTS).glob("checkpoint-*")
         if (path / WholeMark.NAME).is_file()
     ]
-    # One at the very end has nothing left to do, and the Trainer would do a step more all the same.
+    # One at the very end has nothing left to do; within an epoch the Trainer would do a step more.
     unfinished = [path for path in found if not _is_at_end(path, settings, old)]
     newest = max(unfinished, key=checkpoint_step, default=None)
     if newest is not None:

@@ -251,15 +251,17 @@ def test_resume_is_exact(build: Any, tmp_path: Path, extra: tuple[str, ...]) -> 
         train(build(*common, f"out={broken}", "seed=4"))
 
 
-@pytest.mark.parametrize("extra", [("max_steps=6",), ("max_steps=null", "epochs=1")])
+@pytest.mark.parametrize(
+    ("extra", "last"), [(("max_steps=4",), 4), (("max_steps=null", "epochs=1.33"), 8), (("max_steps=6",), 6)]
+)
 def test_a_run_killed_before_its_result_is_written_gives_the_same(
-    build: Any, tmp_path: Path, extra: tuple[str, ...]
+    build: Any, tmp_path: Path, extra: tuple[str, ...], last: int
 ) -> None:
-    """Its last checkpoint is one after which there is no update left."""
+    """Its last checkpoint leaves no update to do, be it within an epoch (of six) or at the end of one."""
     run = tmp_path / "run"
     train(build("checkpoint_every=2", *extra))
     losses, weights = _losses(run), load_file(run / "final" / "trained.safetensors")
-    assert (run / "checkpoints" / "checkpoint-6").is_dir()
+    assert (run / "checkpoints" / f"checkpoint-{last}").is_dir()
     shutil.rmtree(run / "final")
     train(build("checkpoint_every=2", *extra))
     assert _losses(run) == losses
