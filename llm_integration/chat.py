@@ -101,6 +101,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         choices=(1, 2, 3),
         help="on a CPU with AMX, in fp32: multiply so many 8-bit digits; 3 are as precise as fp32, 2 nearly",
     )
+    parser.add_argument(
+        "--graphs", action="store_true", help="on a GPU: look at pictures through CUDA graphs"
+    )
     options = parser.parse_args(arguments)
     if options.port is not None and not options.web:
         parser.error("--port is of the page: say --web, too")
@@ -113,7 +116,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     transformers_logging.disable_progress_bar()
     try:
         picture = open_picture(options.image) if options.image else None
-        chat = load_chat(options.model, options.device, DTYPES[options.dtype] if options.dtype else None)
+        dtype = DTYPES[options.dtype] if options.dtype else None
+        chat = load_chat(options.model, options.device, dtype, options.graphs)
         if options.digits is not None:
             pack_digits(chat.model, options.digits, strict=True)
         if options.web:

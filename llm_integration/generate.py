@@ -21,6 +21,7 @@ from transformers import LlavaForConditionalGeneration, LlavaProcessor, TextStre
 
 from sparse_vlm.transform import UNREADABLE, to_rgb
 
+from .hf import SparseFormerVisionModel
 from .load import check_processor
 from .processor import count_image_tokens
 from .result import load_model, load_model_processor
@@ -158,6 +159,7 @@ def load_chat(
     directory: str | PathLike[str],
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
+    graphs: bool = False,
 ) -> Chat:
     """Load a plain LLaVA directory, or the result of a run.
 
@@ -165,12 +167,23 @@ def load_chat(
         directory: either.
         device: by default the first GPU where there is one.
         dtype: precision; by default the checkpoint's.
+        graphs: run the SparseFormer through CUDA graphs, see
+            :meth:`llm_integration.hf.SparseFormerVisionModel.use_graphs`.
 
     Raises:
         ValueError: if something does not fit.
     """
-    chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if graphs and chosen.type != "cuda":
+        raise ValueError(f"CUDA graphs need a CUDA device, not {chosen}")
     model: Any = load_model(directory, dtype)
+    if graphs:
+        tower = model.model.vision_tower
+        if not isinstance(tower, SparseFormerVisionModel):
+            raise ValueError(
+                f"the tower of {directory} is a {type(tower).__name__}; only SparseFormers run through graphs"
+            )
+        tower.use_graphs()
     return Chat(model.to(chosen), load_model_processor(directory))
 
 

@@ -22,7 +22,9 @@ import torch
 from torch import Tensor, nn
 
 from sparse_vlm.checkpoint import MODEL_TYPE, load_config, load_encoder
+from sparse_vlm.compiling import is_compiling
 from sparse_vlm.encoder import SparseFormer
+from sparse_vlm.graphed_calls import GraphedCalls
 
 from .llava.image_processor import EncoderImageProcessor
 
@@ -91,6 +93,7 @@ class SparseFormerVisionTower(nn.Module):
         self._check_selection()
         self.tuned = bool(getattr(args, "unfreeze_mm_vision_tower", False))
         self.is_loaded = False
+        self._graphs: GraphedCalls[Tensor] | None = None
         if not delay_load:
             self.load_model()
 
@@ -124,6 +127,20 @@ class SparseFormerVisionTower(nn.Module):
             object.__setattr__(self, "encoder", encoder.eval())
         encoder.requires_grad_(False)
         self.requires_grad_(enable)
+
+    def use_graphs(self, enable: bool = True) -> None:
+        """Run a frozen encoder through CUDA graphs: one launch for each batch of pictures.
+
+        The first pictures of each batch size are slow: they are recorded. A tuned tower, other devices and
+        a compiler see no difference.
+
+        Raises:
+            RuntimeError: if the weights are not loaded yet.
+        """
+        self._graphs = None
+        if enable:
+            self._check_loaded()
+            self._graphs = GraphedCalls(self._select, self.encoder.parameters())
 
     def requires_grad_(self, requires_grad: bool = True) -> SparseFormerVisionTower:
         """Set gradients of a tuned encoder, except where the chosen layer does not depend on a parameter.
@@ -224,16 +241,23 @@ class SparseFormerVisionTower(nn.Module):
         return self.select_layer if self.select_layer >= 0 else depth + 1 + self.select_layer
 
     def _encode(self, images: Tensor) -> Tensor:
-        if not self.is_loaded:
-            raise RuntimeError(
-                f"the vision tower {self.vision_tower_name} has no weights yet: call load_model() first"
-            )
+        self._check_loaded()
         placed = images.to(self.device)
         if self.tuned:
             return self._select(placed).to(images.dtype)
         # An fp32 encoder inside the Trainer's autocast would compute in bf16 and move its RoIs.
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
-            return self._select(placed).to(images.dtype)
+            graphs = self._graphs if self._may_replay() else None
+            return (graphs or self._select)(placed).to(images.dtype)
+
+    def _may_replay(self) -> bool:
+        return self.device.type == "cuda" and not is_compiling()
+
+    def _check_loaded(self) -> None:
+        if not self.is_loaded:
+            raise RuntimeError(
+                f"the vision tower {self.vision_tower_name} has no weights yet: call load_model() first"
+            )
 
     def _select(self, images: Tensor) -> Tensor:
         last = self._layer == self.config.num_hidden_layers

@@ -3,7 +3,8 @@
 Plain PyTorch writes the samples, both products and the activation to memory and launches some twenty kernels
 a look. :func:`look_plain` is that path and the reference; :func:`look_fused` does the same in one Triton
 kernel; :func:`look` chooses. The kernel is used for inference on CUDA only, where sizes fit it, and only
-after it has agreed with the plain path on a first small problem of the same kind.
+after it has agreed with the plain path on a first small problem of the same kind. ``torch.compile`` sees one
+operator and chooses when that runs.
 """
 
 from __future__ import annotations
@@ -11,15 +12,17 @@ from __future__ import annotations
 import functools
 import importlib.util
 import warnings
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .compiling import is_compiling
+from .compiling import is_compiling, is_exporting
 from .sampling import sample_features
 
+_DEVICES = ("cuda",)
 # Largest difference to the plain path, as a share of the largest value.
 _TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}
 
@@ -92,9 +95,19 @@ def look(sight: Sight, padding: str = "border", clip_gradients: bool = False) ->
     Returns:
         (B, N, QC).
     """
-    if sight.feature_map.is_cuda and _fits(sight) and _agrees(*_kind(sight), padding):
-        return look_fused(sight, padding)
+    if _fits(sight):
+        if not is_compiling():
+            return _choose(sight, padding)
+        if _look_operator is not None:
+            return _look_operator(*sight, padding)
     return look_plain(sight, padding, clip_gradients)
+
+
+def _choose(sight: Sight, padding: str) -> Tensor:
+    """:func:`look` without gradients, for tensors that fit the kernel."""
+    if _agrees(*_kind(sight), padding):
+        return look_fused(sight, padding)
+    return look_plain(sight, padding)
 
 
 def look_plain(sight: Sight, padding: str = "border", clip_gradients: bool = False) -> Tensor:
@@ -111,11 +124,12 @@ def look_fused(sight: Sight, padding: str = "border") -> Tensor:
 
 
 def _fits(sight: Sight) -> bool:
-    """Whether the kernel can take these tensors; a compiler fuses the plain path itself."""
+    """Whether the kernel can take these tensors."""
     by_channel, by_point = sight.by_channel, sight.by_point
     points, channels, _ = sizes = sight.sizes
     return (
-        not torch.is_grad_enabled()
+        sight.feature_map.device.type in _DEVICES
+        and not torch.is_grad_enabled()
         and sight.feature_map.dtype in _TOLERANCE
         and by_channel.dtype == by_point.dtype == sight.feature_map.dtype
         and sight.points_xy.dtype == torch.float32
@@ -126,7 +140,7 @@ def _fits(sight: Sight) -> bool:
         and by_channel.stride(0) == by_channel.shape[1] * by_channel.stride(1)
         and by_point.stride(0) == by_point.shape[1] * by_point.stride(1)
         and (sight.channel_bias is None) == (sight.point_bias is None)
-        and not is_compiling()
+        and not is_exporting()
     )
 
 
@@ -182,3 +196,35 @@ def build_problem(
         draw(channels) if bias else None,
         draw(queries) if bias else None,
     )
+
+
+_SCHEMA = (
+    "(Tensor feature_map, Tensor points_xy, Tensor by_channel, Tensor by_point, "
+    "Tensor? channel_bias, Tensor? point_bias, str padding) -> Tensor"
+)
+
+
+def _register() -> Callable[..., Tensor] | None:
+    """:func:`_choose` as an operator that a compiler takes as it is; None before torch 2.4."""
+    if not hasattr(torch.library, "custom_op"):
+        return None
+
+    def run(*arguments: Any) -> Tensor:
+        sight, padding = Sight(*arguments[:-1]), arguments[-1]
+        # A compiler may have laid the tensors out in another way.
+        return _choose(sight, padding) if _fits(sight) else look_plain(sight, padding)
+
+    def shape(*arguments: Any) -> Tensor:
+        sight = Sight(*arguments[:-1])
+        batch, tokens = sight.points_xy.shape[:2]
+        _, channels, queries = sight.sizes
+        return sight.feature_map.new_empty(batch, tokens, queries * channels)
+
+    # Under this module's own name: a model directory may bring the same code a second time.
+    name = f"{__name__.replace('.', '_')}::look"
+    operator = torch.library.custom_op(name, run, mutates_args=(), schema=_SCHEMA)
+    operator.register_fake(shape)
+    return operator
+
+
+_look_operator = _register()

@@ -195,3 +195,37 @@ def run_ours() -> Callable[[SparseFormer, Tensor], dict[str, Tensor]]:
         return values
 
     return run
+
+
+@pytest.fixture
+def stand_in_graphs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """CUDA graphs without CUDA: a recording runs its work again and writes where it wrote before.
+
+    Returns:
+        The shapes of the pictures of all recordings, in order.
+    """
+    from sparse_vlm import graphed_calls
+
+    recorded: list[tuple[int, ...]] = []
+
+    def capture(work: Callable[[], Any], pictures: Tensor) -> tuple[Callable[[], None], Any]:
+        assert not torch.is_grad_enabled()
+        recorded.append(tuple(pictures.shape))
+        output = work()
+
+        def replay() -> None:
+            for place, value in zip(_tensors(output), _tensors(work()), strict=True):
+                place.copy_(value)
+
+        return replay, output
+
+    monkeypatch.setattr(graphed_calls, "_capture", capture)
+    monkeypatch.setattr(graphed_calls.GraphedCalls, "_check_devices", lambda calls: None)
+    return recorded
+
+
+def _tensors(output: Any) -> list[Tensor]:
+    if isinstance(output, Tensor):
+        return [output]
+    parts = output.values() if isinstance(output, Mapping) else output if isinstance(output, tuple) else ()
+    return [tensor for part in parts for tensor in _tensors(part)]

@@ -9,6 +9,7 @@ from eval.answers import InputError
 from eval.bench.turns import table
 from eval.costs.clock import Measured, measure
 from eval.costs.count import count_costs
+from eval.costs.graphs import graph_tower
 from eval.costs.shapes import build_subject, list_llms, list_towers
 from sparse_vlm.digits import DigitsError, pack_digits
 
@@ -26,6 +27,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--answer", type=int, default=16, help="tokens of an answer (default 16)")
     parser.add_argument("--batch", type=int, nargs="+", default=[1], help="questions at once")
     parser.add_argument(
+        "--graphs",
+        action="store_true",
+        help="towers as CUDA graphs; language models stay as they are",
+    )
+    parser.add_argument(
         "--digits", type=int, choices=(1, 2, 3), help="towers and language models multiply digits (AMX, fp32)"
     )
 
@@ -39,11 +45,15 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     if min(*options.batch, options.words, options.answer) < 1:
         raise InputError("--batch, --words and --answer must be at least 1.")
     dtype, device = options.torch_dtype, options.device
+    if options.graphs and not device.startswith("cuda"):
+        raise InputError("--graphs needs --device cuda.")
     counts = {}
     for name in options.tower:
         counts[name] = count_costs(build_subject(name, options.llm, "meta", dtype), options.words)
     subjects = [build_subject(name, options.llm, device, dtype) for name in options.tower]
     for subject in subjects:
+        if options.graphs:
+            graph_tower(subject.tower)
         if options.digits is not None:
             try:
                 pack_digits(subject.model, options.digits, strict=True)
@@ -56,6 +66,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     return {
         "llm": options.llm,
         "digits": options.digits,
+        "graphs": options.graphs,
         "words": options.words,
         "answer": options.answer,
         "gmacs": {name: count.total_gmacs for name, count in counts.items()},
@@ -83,6 +94,7 @@ def show(report: dict[str, Any]) -> str:
     base = next(iter(report["gmacs"].values()))
     asked = f"{report['words']} words asked, {report['answer']} tokens answered"
     way = f", {report['digits']} digits" if report["digits"] else ""
+    way += ", towers as CUDA graphs" if report["graphs"] else ""
     lines = [f"{report['llm']} Llama{way}, {asked}; wall clock."]
     for part in report["batches"]:
         rows = []

@@ -16,6 +16,7 @@ from eval.bench.rivals import Candidate, build_official, build_ours, build_vit, 
 from eval.bench.turns import Laps, format_spread, has_bf16, matrix_product, ratio, table, take_turns
 from sparse_vlm import SparseFormer
 from sparse_vlm.digits import pack_digits, what_is_missing
+from sparse_vlm.graphed_calls import GraphedCalls
 from sparse_vlm.packed import pack_linears
 
 MATRIX = "matrix product"
@@ -38,6 +39,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="ours compiled too (on a CPU with frozen weights): needs a C++ compiler and some minutes",
     )
+    parser.add_argument(
+        "--autotune",
+        action="store_true",
+        help="on a GPU: ours compiled with the fastest kernels found, too",
+    )
+    parser.add_argument(
+        "--rival-graphs", action="store_true", help="on a GPU: rivals and official code as CUDA graphs, too"
+    )
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
@@ -49,6 +58,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     device, dtype = options.device, options.torch_dtype
     if min(options.batch) < 1:
         raise InputError("--batch must be at least 1.")
+    if (options.autotune or options.rival_graphs) and not device.startswith("cuda"):
+        raise InputError("--autotune and --rival-graphs need --device cuda.")
     ours = build_ours(options.preset)
     candidates, differences = _build(options, ours)
     parts = []
@@ -85,6 +96,9 @@ def _build(options: argparse.Namespace, ours: SparseFormer) -> tuple[list[Candid
             for word, look in _variants(ours, options).items():
                 candidates.append(Candidate(f"ours, {word}", look, size, gmacs))
                 differences[f"ours, {word}"] = _check(ours, word, look)
+        elif options.rival_graphs:
+            graphs: GraphedCalls[Any] = GraphedCalls(module, [*module.parameters(), *module.buffers()])
+            candidates.append(Candidate(f"{name}, graph", graphs, size, gmacs))
     return candidates, differences
 
 
@@ -97,6 +111,9 @@ def _variants(ours: SparseFormer, options: argparse.Namespace) -> dict[str, Call
         variants["graph"] = GraphedEncoder(ours)
         if options.compile:
             variants["compiled"] = torch.compile(ours, fullgraph=True, dynamic=False)
+            variants["compiled graph"] = GraphedEncoder(ours, compile="default")
+        if options.autotune:
+            variants["autotuned graph"] = GraphedEncoder(ours, compile="max-autotune-no-cudagraphs")
     else:
         packed = copy.deepcopy(ours)
         if pack_linears(packed):

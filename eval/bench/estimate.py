@@ -30,6 +30,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--used", type=float, default=0.4, help="share of it that is reached (default 0.4)")
     parser.add_argument("--scaling", type=float, default=0.9, help="efficiency of many GPUs (default 0.9)")
     parser.add_argument("--warmup", type=float, default=0.2, help="share of hand-over steps (default 0.2)")
+    parser.add_argument(
+        "--storage", type=float, default=2.0, help="GB/s of stored targets that a GPU is fed with (default 2)"
+    )
     parser.add_argument("--kilobytes", type=float, default=110.0, help="of a JPEG (default 110)")
     parser.add_argument(
         "--decoded", type=float, default=300.0, help="pictures a second that one core decodes (default 300)"
@@ -42,7 +45,14 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     Raises:
         InputError: If an assumption makes no sense.
     """
-    positive = (options.peak, options.kilobytes, options.decoded, *options.pictures, *options.gpus)
+    positive = (
+        options.peak,
+        options.storage,
+        options.kilobytes,
+        options.decoded,
+        *options.pictures,
+        *options.gpus,
+    )
     if min(positive) <= 0 or not (0 < options.used <= 1 and 0 < options.scaling <= 1):
         raise InputError("Everything must be above 0, and --used and --scaling at most 1.")
     if len(options.epochs) != len(options.pictures):
@@ -58,8 +68,10 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         for gpus in options.gpus:
             rate = options.peak * 1e3 * options.used * options.scaling * gpus / 2  # GMACs a second
             shown = pictures * epochs
-            # Stored: the teacher looks once at each picture; live: at every showing.
-            stored = (shown * average + pictures * live_full) / rate
+            # Stored: the teacher looks once at each picture, and what it said is read at every other showing;
+            # live: it looks at every showing.
+            reading = (shown - pictures) * target_bytes / (options.storage * 1e9 * gpus)
+            stored = max((shown * average + pictures * live_full) / rate, reading)
             live = shown * (average + teacher) / rate
             rows.append(
                 {
@@ -70,6 +82,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
                     "hours_stored": stored / 3600,
                     "pictures_a_second": shown / live,
                     "read_terabytes": shown * options.kilobytes / 1e9,
+                    "targets_read_terabytes": (shown - pictures) * target_bytes / 1e12,
                     "decoding_cores": shown / live / options.decoded,
                     "stored_terabytes": pictures * target_bytes / 1e12,
                 }
@@ -116,7 +129,7 @@ def work_of(parts: dict[str, float]) -> tuple[float, float]:
 
 
 def _assumed(options: argparse.Namespace) -> dict[str, float]:
-    names = ("peak", "used", "scaling", "warmup", "kilobytes", "decoded")
+    names = ("peak", "used", "scaling", "warmup", "storage", "kilobytes", "decoded")
     return {name: getattr(options, name) for name in names}
 
 
@@ -133,6 +146,7 @@ def show(report: dict[str, Any]) -> str:
             f"{row['decoding_cores']:.0f}",
             f"{row['read_terabytes']:.3g}",
             f"{row['stored_terabytes']:.3g}",
+            f"{row['targets_read_terabytes']:.3g}",
         ]
         for row in report["rows"]
     ]
@@ -144,8 +158,9 @@ def show(report: dict[str, Any]) -> str:
         "hours, stored",
         "pictures/s live",
         "cores to decode",
-        "TB read",
+        "TB of JPEGs read",
         "TB of targets",
+        "TB of them read",
     ]
     counted = ", ".join(f"{name} {value:.1f}" for name, value in report["gmacs"].items())
     assumed = ", ".join(f"{name} {value:g}" for name, value in report["assumed"].items())

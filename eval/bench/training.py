@@ -31,7 +31,7 @@ from sparse_vlm.presets import load_preset
 
 PLAIN = "straightforward loop"
 WARMUP, LIVE, STORED = "ours, warm-up", "ours, live teacher", "ours, stored targets"
-HALF = ", bf16"
+HALF, COMPILED = ", bf16", ", compiled"
 ADAMW, MUON = "AdamW", "Muon and AdamW"
 _TEACHERS = ("vit_b_16", "vit_l_14")
 
@@ -41,11 +41,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--teacher", choices=_TEACHERS, default="vit_b_16", help="shape of the teacher")
     parser.add_argument("--batch", type=int, default=4, help="pictures in a step (default 4)")
     parser.add_argument("--jpeg", default="640x480", help="WIDTHxHEIGHT of the pictures (default 640x480)")
+    parser.add_argument(
+        "--decoded",
+        action="store_true",
+        help="pictures are decoded beforehand, for both loops: a run's loader processes do that",
+    )
+    parser.add_argument("--compile", action="store_true", help="our student compiled, too (minutes)")
     parser.add_argument("--warmup", type=float, default=0.2, help="share of warm-up steps (default 0.2)")
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
-    """Times one step of each loop, decoding included.
+    """Times one step of each loop, decoding included unless asked otherwise.
 
     Raises:
         InputError: If a setting makes no sense.
@@ -61,6 +67,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         updates = _build_updates(teacher, plan)
         laps = take_turns(steps | updates, options.rounds, options.device)
     report: dict[str, Any] = {"teacher": options.teacher, "batch": options.batch, "steps": {}}
+    report["decoding"] = not options.decoded
     report["updates"] = {
         name: {clock: vars(laps[name].summary(clock)) for clock in ("wall", "cpu")} for name in updates
     }
@@ -77,6 +84,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     report["whole_run"] = _whole_run(laps, options.warmup, "")
     if STORED + HALF in laps:
         report["whole_run_bf16"] = _whole_run(laps, options.warmup, HALF)
+    if STORED + COMPILED in laps:
+        report["whole_run_compiled"] = _whole_run(laps, options.warmup, COMPILED)
     report["warmup"] = options.warmup
     return report
 
@@ -116,16 +125,21 @@ def _build_steps(
     optimiser = build_optimiser(student.encoder, OptimiserSettings())
     live = LiveTargets(teacher, plan.drop)
     stored = StoredTargets(live, folder, options.batch, 1, {"teacher": options.teacher}, 1.0)
-    view = TrainView(teacher.spec.transform)
+    read = _reader(TrainView(teacher.spec.transform), photograph, options)
     numbers = torch.arange(options.batch)
 
-    def ours(source: Callable[..., Targets], warming_up: bool, half: bool = options.dtype == "bf16") -> None:
-        images = torch.stack([view(photograph, index, 0) for index in range(options.batch)])
+    def ours(
+        source: Callable[..., Targets],
+        warming_up: bool,
+        half: bool = options.dtype == "bf16",
+        look: Callable[..., dict[str, Tensor]] = student,
+    ) -> None:
+        images = read()
         batch = PictureBatch(images, numbers, torch.zeros_like(numbers), ("",) * options.batch)
-        images = images.to(options.device)
+        images = images.to(options.device, non_blocking=True)
         targets = source(batch, images, warming_up)
         with torch.autocast(torch.device(options.device).type, torch.bfloat16, half):
-            loss = weigh(student(images, targets), objective, 0.5)
+            loss = weigh(look(images, targets), objective, 0.5)
         loss.backward()
         nn.utils.clip_grad_norm_(student.encoder.parameters(), 1.0)
         optimiser.step()
@@ -137,6 +151,11 @@ def _build_steps(
         LIVE: lambda: ours(live, False),
         STORED: lambda: ours(stored, False),  # the uncounted first round fills the store
     }
+    if options.compile:
+        compiled: Callable[..., dict[str, Tensor]] = torch.compile(student)
+        steps[WARMUP + COMPILED] = lambda: ours(live, True, look=compiled)
+        steps[LIVE + COMPILED] = lambda: ours(live, False, look=compiled)
+        steps[STORED + COMPILED] = lambda: ours(stored, False, look=compiled)
     if options.dtype == "fp32" and has_bf16(options.device):
         rough = LiveTargets(copy.deepcopy(teacher).to_bf16(), plan.drop)
         steps[WARMUP + HALF] = lambda: ours(rough, True, half=True)
@@ -159,6 +178,20 @@ def _build_updates(teacher: Teacher, plan: InheritPlan) -> dict[str, Callable[[]
     return updates
 
 
+def _reader(
+    view: Callable[..., Tensor], photograph: bytes, options: argparse.Namespace
+) -> Callable[[], Tensor]:
+    """Makes a step's pictures, (B, 3, H, W), or hands out the same ones, in memory that a GPU reads fast."""
+
+    def read() -> Tensor:
+        return torch.stack([view(photograph, index, 0) for index in range(options.batch)])
+
+    if not options.decoded:
+        return read
+    images = read().pin_memory() if options.device.startswith("cuda") else read()
+    return lambda: images
+
+
 def plain_step(
     teacher: Teacher, like: SparseFormer, photograph: bytes, options: argparse.Namespace
 ) -> Callable[[], Any]:
@@ -168,15 +201,14 @@ def plain_step(
         teacher: asked for its pooled embedding at every step.
         like: the student's architecture.
         photograph: the JPEG.
-        options: batch, device and dtype.
+        options: batch, device, dtype, and whether pictures are decoded beforehand.
     """
     encoder = build_encoder(like.config, teacher.spec.transform).to(options.device)
     optimiser = torch.optim.AdamW(encoder.parameters(), lr=1e-4)
-    view = plain_view(TrainView(teacher.spec.transform))
+    read = _reader(plain_view(TrainView(teacher.spec.transform)), photograph, options)
 
     def step() -> float:
-        pictures = [view(photograph, index, 0) for index in range(options.batch)]
-        images = torch.stack(pictures).to(options.device)
+        images = read().to(options.device)
         with torch.autocast(torch.device(options.device).type, torch.bfloat16, options.dtype == "bf16"):
             wanted: Any = teacher(images).pooled
             distance: Tensor = 1 - nn.functional.cosine_similarity(encoder(images).pooled, wanted).mean()
@@ -203,8 +235,11 @@ def show(report: dict[str, Any]) -> str:
     whole = f"{report['whole_run'][clock]:.2f}x"
     if "whole_run_bf16" in report:
         whole += f", in bf16 {report['whole_run_bf16'][clock]:.2f}x"
+    if "whole_run_compiled" in report:
+        whole += f", compiled {report['whole_run_compiled'][clock]:.2f}x"
+    decoding = "decoding included" if report["decoding"] else "decoded beforehand"
     return (
-        f"Teacher {report['teacher']}, {report['batch']} pictures a step, decoding included; {clock} time.\n"
+        f"Teacher {report['teacher']}, {report['batch']} pictures a step, {decoding}; {clock} time.\n"
         + table(["step", "ms", "pictures/s", "times faster"], rows)
         + "\nThe optimiser's own part of a step, whatever the number of pictures: "
         + ", ".join(f"{name} {1e3 * one[clock]['median']:.0f} ms" for name, one in report["updates"].items())

@@ -16,8 +16,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from sparse_vlm.compiling import is_compiling
 from sparse_vlm.cortex import CortexTransformer
 from sparse_vlm.focusing import FocusingTransformer
+from sparse_vlm.graphed_calls import GraphedCalls
 from sparse_vlm.heads import Head
 from sparse_vlm.stem import EarlyConvolution
 
@@ -72,7 +74,17 @@ class SparseFormerVisionModel(PreTrainedModel):
             self.head.pool = None
             self.head.proj = nn.Identity()
         self.num_latents = config.num_tokens - int(core.cls_token)
+        self._graphs: GraphedCalls[SparseFormerVisionOutput] | None = None
         self.post_init()
+
+    def use_graphs(self, enable: bool = True) -> None:
+        """Run through CUDA graphs, one launch a forward pass, wherever no gradients are taken.
+
+        The first pictures of each batch size are slow: they are recorded. On other devices, with gradients
+        and under a compiler everything stays as it was.
+        """
+        weights = [*self.parameters(), *self.buffers()]
+        self._graphs = GraphedCalls(self._see, weights) if enable else None
 
     @property
     def gradient_checkpointing(self) -> bool:
@@ -109,17 +121,23 @@ class SparseFormerVisionModel(PreTrainedModel):
             )
         if output_hidden_states is None:
             output_hidden_states = bool(getattr(self.config, "output_hidden_states", False))
-        wanted = bool(output_hidden_states)
+        graphs = self._graphs if self._may_replay() else None
+        output = (graphs or self._see)(pixel_values, bool(output_hidden_states))
+        return output.to_tuple() if return_dict is False else output
+
+    def _see(self, pixel_values: Tensor, wanted: bool) -> SparseFormerVisionOutput:
         focus = self.focusing(self.stem(pixel_values.to(self.stem.conv.weight.dtype)), self.num_latents)
         last, states = self.cortex(focus.tokens, wanted)
         tokens, pooled = self.head(last)
-        output = SparseFormerVisionOutput(
+        return SparseFormerVisionOutput(
             last_hidden_state=tokens,
             pooler_output=pooled if self.config.pooling_head else None,
-            hidden_states=(*states[:-1], tokens) if wanted else None,
+            hidden_states=None if states is None else (*states[:-1], tokens),
             rois=focus.rois,
         )
-        return output.to_tuple() if return_dict is False else output
+
+    def _may_replay(self) -> bool:
+        return self.stem.conv.weight.is_cuda and not torch.is_grad_enabled() and not is_compiling()
 
     @classmethod
     def from_encoder_directory(

@@ -31,6 +31,20 @@ def small_preset(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(PRESETS, "small", (SMALL, PRESETS["sparseformer_btsp_openai_clip_base"][1]))
 
 
+@pytest.fixture
+def tiny_teacher(monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers import CLIPVisionConfig
+
+    from eval.costs.shapes import TowerShape
+
+    config = CLIPVisionConfig(
+        hidden_size=64, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4, patch_size=32
+    )
+    config.image_size = 224
+    tower = TowerShape("vit_b_16", "tiny", 224, 49, config, -2, True)
+    monkeypatch.setattr(training, "list_towers", lambda: {"vit_b_16": tower})
+
+
 def _run(tmp_path: Path, *words: str) -> dict[str, Any]:
     out = tmp_path / "bench.jsonl"
     rounds = () if words[0] in ("memory", "estimate") else ("--rounds", "1")
@@ -94,17 +108,8 @@ def test_both_ways_to_decode_show_the_same_picture(tmp_path: Path) -> None:
     assert record["ceiling"]["cpu"] > record["sizes"]["64x48"]["ours"]["cpu"]
 
 
+@pytest.mark.usefixtures("tiny_teacher")
 def test_training_steps_are_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from transformers import CLIPVisionConfig
-
-    from eval.costs.shapes import TowerShape
-
-    config = CLIPVisionConfig(
-        hidden_size=64, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4, patch_size=32
-    )
-    config.image_size = 224
-    tower = TowerShape("vit_b_16", "tiny", 224, 49, config, -2, True)
-    monkeypatch.setattr(training, "list_towers", lambda: {"vit_b_16": tower})
     monkeypatch.setattr(training, "has_bf16", lambda device: True)
     record = _run(tmp_path, "training", "--batch", "2", "--jpeg", "64x48")
     steps = record["steps"]
@@ -113,8 +118,33 @@ def test_training_steps_are_compared(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert steps[training.PLAIN]["cpu"]["times_faster"]["median"] == 1
     assert record["whole_run"]["wall"] > 0
     assert record["whole_run_bf16"]["wall"] > 0
+    assert record["decoding"]
     assert set(record["updates"]) == {training.ADAMW} | ({training.MUON} if has_muon() else set())
     assert all(one["cpu"]["median"] > 0 for one in record["updates"].values())
+
+
+@pytest.mark.usefixtures("tiny_teacher")
+def test_pictures_decoded_beforehand_are_decoded_once_a_loop(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded, compiled = [], []
+    build = training.TrainView
+
+    def counting(*arguments: Any) -> Any:
+        view = build(*arguments)
+        return lambda data, index, number: decoded.append(index) or view(data, index, number)
+
+    monkeypatch.setattr(training, "TrainView", counting)
+    monkeypatch.setattr(training, "plain_view", lambda view: view)
+    monkeypatch.setattr(torch, "compile", lambda module: compiled.append(module) or module)
+    words = ("--batch", "2", "--jpeg", "64x48", "--decoded", "--compile")
+    record = _run(tmp_path, "training", *words)
+    assert decoded == [0, 1] * 2
+    assert not record["decoding"]
+    assert "decoded beforehand" in capsys.readouterr().out
+    assert len(compiled) == 1
+    assert {training.WARMUP + training.COMPILED, training.STORED + training.COMPILED} <= set(record["steps"])
+    assert record["whole_run_compiled"]["wall"] > 0
 
 
 def test_estimate_is_what_its_assumptions_give(tmp_path: Path) -> None:
@@ -130,6 +160,13 @@ def test_estimate_is_what_its_assumptions_give(tmp_path: Path) -> None:
     # 2e6 pictures, two operations a multiply-add, ten GPUs of 50 TFLOP/s.
     assert row["hours_live"] == pytest.approx(2e6 * 2e9 * (full + parts["teacher"]) / 5e14 / 3600)
     assert row["read_terabytes"] == pytest.approx(0.22)
+    # Half of the pictures are shown for the second time, 2.36 MB of targets each, at 20 GB/s.
+    assert row["targets_read_terabytes"] == pytest.approx(2.36, rel=1e-3)
+    arithmetic = 2e9 * (2e6 * full + 1e6 * parts["teacher"]) / 5e14 / 3600
+    assert row["hours_stored"] == pytest.approx(arithmetic)
+    slow = _run(tmp_path, "estimate", *words, "--scaling", "1", "--warmup", "0", "--storage", "0.01")
+    assert slow["rows"][0]["hours_stored"] == pytest.approx(2.36e12 / 1e8 / 3600, rel=1e-3)
+    assert slow["rows"][0]["hours_stored"] > arithmetic
 
 
 @pytest.mark.parametrize(
@@ -146,6 +183,22 @@ def test_answer_bench(tmp_path: Path, flags: tuple[str, ...], monkeypatch: pytes
     assert row["times_shorter"] == 1
     spent = row["first_token"]["median"] + 2 * row["next_token"]["median"]
     assert row["questions_a_second"] == pytest.approx(1 / spent)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        ("answer --tower sf_b_49 --llm tiny --graphs", "--graphs needs --device cuda"),
+        ("encoder --preset small --autotune", "--autotune and --rival-graphs need --device cuda"),
+        ("encoder --preset small --rival-graphs", "--autotune and --rival-graphs need --device cuda"),
+    ],
+)
+def test_graphs_are_for_a_gpu(
+    tmp_path: Path, words: str, reason: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*words.split(), "--json", str(tmp_path / "none.jsonl")]) == 2
+    assert reason in capsys.readouterr().err
 
 
 def test_growth_draws_its_charts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,9 +8,11 @@ from typing import Any
 from unittest.mock import Mock
 
 import pytest
+import torch
 from PIL import Image
-from transformers import CLIPImageProcessorPil, PreTrainedTokenizerFast
+from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModel, PreTrainedTokenizerFast
 
+from eval.costs.graphs import graph_tower
 from llm_integration.chat import main, run_chat
 from llm_integration.data.sources import decode
 from llm_integration.generate import Chat, answer, build_message, load_chat, open_picture
@@ -123,6 +125,40 @@ def test_digits_answer_alike(
     with pytest.raises(SystemExit):
         main([*words, "--dtype", "bfloat16", "--digits", "2"])
     assert "--digits 2: digits are for weights in torch.float32 on cpu" in capsys.readouterr().err
+
+
+def test_graphs_answer_alike(
+    llava_dir: Path,
+    chat: Chat,
+    picture: Image.Image,
+    stand_in_graphs: list[tuple[int, ...]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with pytest.raises(ValueError, match="CUDA graphs need a CUDA device, not cpu"):
+        load_chat(llava_dir, "cpu", graphs=True)
+    graphed = load_chat(llava_dir, "cpu")
+    tower = graphed.model.model.vision_tower
+    graph_tower(tower)
+    monkeypatch.setattr(tower, "_may_replay", lambda: True)
+    for number in range(2):
+        question = [build_message(f"Which one, {number}?", [picture.rotate(90 * number)])]
+        assert graphed.reply(question, 4).text == chat.reply(question, 4).text
+    assert len(stand_in_graphs) == 1
+
+
+def test_a_stock_tower_runs_through_graphs_too(stand_in_graphs: list[tuple[int, ...]]) -> None:
+    config = CLIPVisionConfig(
+        hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=32
+    )
+    vit, pixels = CLIPVisionModel(config).eval(), torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        plain = vit(pixels, output_hidden_states=True)
+        graph_tower(vit)
+        for _ in range(2):
+            graphed = vit(pixels, output_hidden_states=True)
+            torch.testing.assert_close(dict(graphed), dict(plain), rtol=0, atol=0)
+    assert type(graphed) is type(plain)
+    assert stand_in_graphs == [(2, 3, 32, 32)]
 
 
 def test_answers_end_where_the_template_ends_them(llava_dir: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 
@@ -149,6 +150,46 @@ def test_compiles_as_one_graph(encoder_dir: Path, pictures: torch.Tensor, backen
     with torch.no_grad():
         got, expected = compiled(pictures, output_hidden_states=-1), model(pictures)
     torch.testing.assert_close(got.hidden_states[-1], expected.last_hidden_state)
+
+
+def test_graphs_say_what_the_plain_tower_says(
+    encoder_dir: Path,
+    pictures: torch.Tensor,
+    stand_in_graphs: list[tuple[int, ...]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = SparseFormerVisionModel.from_encoder_directory(encoder_dir).eval()
+    model.use_graphs()
+    with torch.no_grad():
+        plain = model(pictures, output_hidden_states=True)
+    assert not stand_in_graphs  # on a CPU nothing is recorded
+    monkeypatch.setattr(model, "_may_replay", lambda: not torch.is_grad_enabled())
+    with torch.no_grad():
+        for _ in range(2):
+            graphed = model(pictures, output_hidden_states=True)
+            torch.testing.assert_close(dict(graphed), dict(plain), rtol=0, atol=0)
+        assert model(pictures).hidden_states is None
+    assert stand_in_graphs == [tuple(pictures.shape)] * 2  # with the states and without
+    assert model(pictures).last_hidden_state.requires_grad
+    copied = copy.deepcopy(model)
+    model.use_graphs(False)
+    with torch.no_grad():
+        model(pictures[:1])
+        assert len(stand_in_graphs) == 2
+        copied.stem.conv.weight.zero_()
+        assert not torch.equal(copied(pictures).last_hidden_state, plain.last_hidden_state)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_graphs_on_a_gpu(encoder_dir: Path, pictures: torch.Tensor) -> None:
+    model = SparseFormerVisionModel.from_encoder_directory(encoder_dir).eval().cuda()
+    with torch.no_grad():
+        plain = model(pictures.cuda(), output_hidden_states=True)
+        model.use_graphs()
+        for _ in range(2):
+            graphed = model(pictures.cuda(), output_hidden_states=True)
+            torch.testing.assert_close(dict(graphed), dict(plain), rtol=1e-5, atol=1e-5)
 
 
 def test_image_processor_is_the_encoders_transform(encoder_dir: Path, picture: object) -> None:

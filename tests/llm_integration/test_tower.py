@@ -167,6 +167,42 @@ def test_a_frozen_tower_computes_in_fp32_under_autocast(plain: Path) -> None:
         assert torch.equal(tower(pictures()), before)
 
 
+def test_graphs_are_for_the_frozen_tower_on_a_gpu(
+    plain: Path, stand_in_graphs: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tower = SparseFormerVisionTower(plain, args())
+    before = tower(pictures())
+    tower.use_graphs()
+    assert torch.equal(tower(pictures()), before)
+    assert not stand_in_graphs  # on a CPU nothing is recorded
+    monkeypatch.setattr(tower, "_may_replay", lambda: True)
+    for _ in range(2):
+        assert torch.equal(tower(pictures()), before)
+        assert tower(pictures().half()).dtype == torch.float16
+    assert len(stand_in_graphs) == 2
+    # A projector may be trained behind it.
+    projector = nn.Linear(tower.hidden_size, 2)
+    projector(tower(pictures())).sum().backward()
+    tower.tune()
+    assert tower(pictures()).requires_grad
+    tower.use_graphs(False)
+    tower.tune(False)
+    assert torch.equal(tower(pictures()), before)
+    assert len(stand_in_graphs) == 2
+    with pytest.raises(RuntimeError, match="call load_model"):
+        SparseFormerVisionTower(plain, args(), delay_load=True).use_graphs()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_graphs_on_a_gpu(plain: Path) -> None:
+    tower = SparseFormerVisionTower(plain, args()).cuda()
+    before = tower(pictures().cuda())
+    tower.use_graphs()
+    for _ in range(2):
+        torch.testing.assert_close(tower(pictures().cuda()), before, rtol=1e-5, atol=1e-5)
+
+
 def test_training_mode_does_not_reach_a_frozen_encoder(plain: Path) -> None:
     tower = SparseFormerVisionTower(plain, args())
     holder(tower).train()

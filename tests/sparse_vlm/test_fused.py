@@ -45,6 +45,39 @@ with torch.no_grad():
 print("equal")
 """
 
+INSIDE_A_COMPILER = """
+import torch
+from sparse_vlm import build_encoder, fused
+torch.set_num_threads(1)
+fused._DEVICES = ("cpu",)
+looks, fused_look, graphs = [], fused.look_fused, []
+fused.look_fused = lambda sight, padding: looks.append(padding) or fused_look(sight, padding)
+
+def backend(graph, inputs):
+    graphs.append(sum("look" in str(node.target) for node in graph.graph.nodes))
+    return graph
+
+encoder = build_encoder("sparseformer_btsp_augreg_base").eval()
+encoder.cortex.blocks = encoder.cortex.blocks[:1]
+compiled = torch.compile(encoder, fullgraph=True, dynamic=False, backend=backend)
+pictures = torch.randn(1, 3, 64, 64)
+plain = encoder(pictures, 5)
+assert not looks
+with torch.no_grad():
+    output = compiled(pictures, 5)
+    assert looks == ["border"] * 6, looks  # the first one asks whether kernel and plain path agree
+    exported = torch.export.export(encoder, (pictures,))
+assert graphs == [5], graphs
+assert not any("look" in str(node.target) for node in exported.graph.nodes)
+torch.testing.assert_close(output.pooled, plain.pooled, atol=1e-5, rtol=1e-4)
+compiled(pictures, 5).pooled.sum().backward()
+assert graphs == [5, 0] and len(looks) == 6  # gradients go the plain way
+problem = fused.build_problem("cpu", torch.float32, (16, 32, 16), True)
+checks = ("test_schema", "test_faketensor")
+torch.library.opcheck(fused._look_operator, (*problem, "zeros"), test_utils=checks)
+print("equal")
+"""
+
 COMPILED = """
 import triton
 from triton.backends.compiler import GPUTarget
@@ -88,12 +121,21 @@ def test_interpreted_kernel_equals_plain() -> None:
 
 
 @needs_triton
+@pytest.mark.skipif(not hasattr(torch.library, "custom_op"), reason="torch has custom operators since 2.4")
+def test_a_compiler_takes_the_kernel_as_one_operator() -> None:
+    assert _run(INSIDE_A_COMPILER, TRITON_INTERPRET="1") == "equal"
+
+
+@needs_triton
 @pytest.mark.slow
 def test_kernel_compiles_for_a_gpu_that_is_not_here(tmp_path: Path) -> None:
     assert _run(COMPILED, TRITON_CACHE_DIR=str(tmp_path)) == "compiled"
 
 
-def test_kernel_is_left_out_where_it_does_not_fit() -> None:
+def test_kernel_is_left_out_where_it_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    with torch.no_grad():
+        assert not fused._fits(fused.build_problem("cpu", torch.float32, (16, 64, 32), False))
+    monkeypatch.setattr(fused, "_DEVICES", ("cpu",))
     fits = fused.build_problem("cpu", torch.float32, (16, 64, 32), False)
     with torch.no_grad():
         assert fused._fits(fits)
@@ -141,43 +183,3 @@ def test_encoder_with_the_kernel_equals_the_one_without(
         without = encoder(pictures).pooled.float()
     share = (with_kernel - without).abs().max() / without.abs().max()
     assert share < (1e-5 if dtype == torch.float32 else 2e-2)
-
-
-@pytest.mark.gpu
-def test_graphed_encoder_equals_the_plain_one() -> None:
-    from sparse_vlm.graphs import GraphedEncoder
-
-    encoder = build_encoder("sparseformer_btsp_augreg_base").eval().cuda()
-    graphed = GraphedEncoder(encoder, keep=1)
-    for batch, tokens in ((1, None), (2, 17), (1, None)):
-        for _ in range(2):
-            pictures = torch.randn(batch, 3, 224, 224, device="cuda")
-            with torch.inference_mode():
-                plain = encoder(pictures, tokens)
-            output = graphed(pictures, tokens)
-            torch.testing.assert_close(output.tokens, plain.tokens, atol=1e-5, rtol=1e-5)
-            torch.testing.assert_close(output.rois, plain.rois, atol=1e-5, rtol=1e-5)
-    assert len(graphed._recordings) == 1
-
-
-@pytest.mark.gpu
-def test_autocast_has_graphs_of_its_own() -> None:
-    from sparse_vlm.graphs import GraphedEncoder
-
-    encoder = build_encoder("sparseformer_btsp_augreg_base").eval().cuda()
-    graphed = GraphedEncoder(encoder)
-    pictures = torch.randn(2, 3, 224, 224, device="cuda")
-    for enabled in (True, False, True):
-        with torch.autocast("cuda", torch.bfloat16, enabled), torch.inference_mode():
-            plain, output = encoder(pictures), graphed(pictures)
-        share = (output.pooled - plain.pooled).abs().max() / plain.pooled.abs().max()
-        assert share < (2e-2 if enabled else 1e-5)
-    assert len(graphed._recordings) == 2
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_graphs_without_a_gpu_are_refused() -> None:
-    from sparse_vlm.graphs import GraphedEncoder
-
-    with pytest.raises(ValueError, match="CUDA device"):
-        GraphedEncoder(build_encoder("sparseformer_btsp_augreg_base"))
