@@ -108,7 +108,7 @@ class StoredTargets:
             self._check(batch, images, rows, known, names)
         if not known.all():
             self._fill(batch, images, rows, ~known, warming_up)
-        read = [torch.from_numpy(self.arrays[name][rows]).to(images.device) for name in names]
+        read = [_send(self.arrays[name], rows, images.device) for name in names]
         return Targets(read[0], None, None) if warming_up else Targets(*read)
 
     def _fill(
@@ -173,6 +173,16 @@ class StoredTargets:
         if path.stat().st_size != size:
             raise ValueError(f"{path} has {path.stat().st_size} bytes, expected {size}: delete {self.folder}")
         return np.memmap(path, dtype=dtype, mode="r+", shape=shape)
+
+
+def _send(array: np.memmap, rows: np.ndarray, device: torch.device) -> Tensor:
+    """Rows of an array, on a device."""
+    if device.type != "cuda":
+        return torch.from_numpy(array[rows]).to(device)
+    # Through pinned memory, which the copy reads while Python goes on, and whose allocator waits for it.
+    staged = torch.empty((len(rows), *array.shape[1:]), dtype=torch.float16, pin_memory=True)
+    torch.index_select(torch.from_numpy(array), 0, torch.from_numpy(rows), out=staged)
+    return staged.to(device, non_blocking=True)
 
 
 @torch.no_grad()

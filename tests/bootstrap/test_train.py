@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -23,6 +24,7 @@ from bootstrap.log import read_log
 from bootstrap.muon import has_muon
 from bootstrap.report import draw_curves
 from bootstrap.state import list_checkpoints
+from bootstrap.targets import _send
 from bootstrap.teacher import load_teacher
 from bootstrap.train import bootstrap, main
 from sparse_vlm import load_encoder
@@ -121,6 +123,21 @@ def test_killed_at_any_moment_it_goes_on_bit_equal(write_run: Write, tmp_path: P
     _assert_equal(_weights(tmp_path / "whole"), _weights(tmp_path / "killed"))
     steps = [line["step"] for line in read_log(tmp_path / "killed" / "log.jsonl")]
     assert steps == list(range(1, 31))
+
+
+@pytest.mark.gpu
+def test_stored_rows_reach_a_gpu_unchanged(tmp_path: Path) -> None:
+    array = np.memmap(tmp_path / "rows.f16", dtype=np.float16, mode="w+", shape=(64, 5, 3))
+    array[:] = np.arange(array.size).reshape(array.shape) % 2048
+    # Several on their way at once, while the device is busy: none may overwrite another.
+    busy = torch.randn(4096, 4096, device="cuda")
+    draws = [np.random.default_rng(number).integers(64, size=16) for number in range(8)]
+    sent = []
+    for rows in draws:
+        busy = (busy @ busy).tanh()
+        sent.append(_send(array, rows, busy.device))
+    for rows, values in zip(draws, sent, strict=True):
+        assert np.array_equal(values.cpu().numpy(), array[rows])
 
 
 def test_stored_targets_are_the_live_ones(
