@@ -95,11 +95,11 @@ def look(sight: Sight, padding: str = "border", clip_gradients: bool = False) ->
     Returns:
         (B, N, QC).
     """
-    if _fits(sight):
-        if not is_compiling():
-            return _choose(sight, padding)
-        if _look_operator is not None:
+    if is_compiling():
+        if _look_operator is not None and not is_exporting() and _fits(sight):
             return _look_operator(*sight, padding)
+    elif _fits(sight):
+        return _choose(sight, padding)
     return look_plain(sight, padding, clip_gradients)
 
 
@@ -125,12 +125,12 @@ def look_fused(sight: Sight, padding: str = "border") -> Tensor:
 
 def _fits(sight: Sight) -> bool:
     """Whether the kernel can take these tensors."""
+    if sight.feature_map.device.type not in _DEVICES or torch.is_grad_enabled():
+        return False
     by_channel, by_point = sight.by_channel, sight.by_point
     points, channels, _ = sizes = sight.sizes
     return (
-        sight.feature_map.device.type in _DEVICES
-        and not torch.is_grad_enabled()
-        and sight.feature_map.dtype in _TOLERANCE
+        sight.feature_map.dtype in _TOLERANCE
         and by_channel.dtype == by_point.dtype == sight.feature_map.dtype
         and sight.points_xy.dtype == torch.float32
         and all(16 <= size <= 128 and size & (size - 1) == 0 for size in sizes)
@@ -140,7 +140,6 @@ def _fits(sight: Sight) -> bool:
         and by_channel.stride(0) == by_channel.shape[1] * by_channel.stride(1)
         and by_point.stride(0) == by_point.shape[1] * by_point.stride(1)
         and (sight.channel_bias is None) == (sight.point_bias is None)
-        and not is_exporting()
     )
 
 
