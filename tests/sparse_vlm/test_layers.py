@@ -1,4 +1,4 @@
-"""Attention in bf16 on a CPU, whose gradients go through fp32."""
+"""Attention in bf16 on a CPU, whose gradients go through fp32, and OpenAI's activation."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sparse_vlm.layers import attend
+from sparse_vlm.layers import attend, quick_gelu
 
 
 @pytest.mark.parametrize("autocast", [False, True])
@@ -31,3 +31,22 @@ def test_bf16_gradients_are_those_of_fp32_attention(autocast: bool) -> None:
 def test_without_gradients_bf16_stays_bf16() -> None:
     parts = [torch.randn(2, 3, 7, 8).bfloat16() for _ in range(3)]
     assert torch.equal(attend(*parts), F.scaled_dot_product_attention(*parts))
+
+
+def test_quick_gelu_is_its_formula_and_keeps_one_tensor() -> None:
+    x = torch.linspace(-8, 8, 1001, dtype=torch.float64, requires_grad=True)
+    wanted = x * torch.sigmoid(1.702 * x)
+    (gradient,) = torch.autograd.grad(wanted.sum(), x)
+    kept: list[torch.Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda saved: kept.append(saved) or saved, lambda saved: saved
+    ):
+        got = quick_gelu(x)
+    torch.testing.assert_close(got, wanted, rtol=1e-14, atol=1e-14)
+    torch.testing.assert_close(torch.autograd.grad(got.sum(), x)[0], gradient, rtol=1e-13, atol=1e-13)
+    assert len(kept) == 1
+    before = x.detach().clone()
+    with torch.no_grad():
+        assert torch.equal(quick_gelu(x), got)  # in place, but not in the caller's memory
+    assert torch.equal(quick_gelu(before), got)
+    assert torch.equal(before, x)
