@@ -14,6 +14,8 @@ from .rois import at_least_fp32
 class _ClampGradient(torch.autograd.Function):
     """Identity whose gradient is clamped to ±limit."""
 
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(values: Tensor, limit: float) -> Tensor:
         return values.view_as(values)

@@ -15,6 +15,8 @@ from torch import Tensor
 from sparse_vlm import SparseFormer, SparseFormerConfig, build_encoder
 from sparse_vlm.rois import build_initial_rois
 
+TORCH = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
+
 
 def test_shapes(family: str, build_tiny: Callable[..., SparseFormer], pictures: Tensor) -> None:
     encoder = build_tiny(family)
@@ -142,6 +144,25 @@ def test_functional_gradients(family: str, build_tiny: Callable[..., SparseForme
             torch.testing.assert_close(
                 functional[name], parameter.grad, msg=lambda text, n=name: f"{n}: {text}"
             )
+
+
+@pytest.mark.skipif(TORCH < (2, 2), reason="torch 2.1 has no batching rule for its attention on a CPU")
+@pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
+def test_gradients_of_each_picture_alone(
+    family: str, build_tiny: Callable[..., SparseFormer], pictures: Tensor
+) -> None:
+    encoder = build_tiny(family)
+    state = {name: value.detach() for name, value in encoder.named_parameters()}
+
+    def loss(parameters: dict[str, Tensor], picture: Tensor) -> Tensor:
+        pooled: Tensor = torch.func.functional_call(encoder, parameters, (picture[None],)).pooled
+        return pooled.square().sum()
+
+    alone = torch.vmap(torch.func.grad(loss), in_dims=(None, 0))(state, pictures)
+    for number, picture in enumerate(pictures):
+        wanted = torch.func.grad(loss)(state, picture)
+        for name, gradients in alone.items():
+            torch.testing.assert_close(gradients[number], wanted[name], rtol=1e-3, atol=1e-4)
 
 
 def test_wrong_pictures_are_named(build_tiny: Callable[..., SparseFormer]) -> None:
