@@ -12,7 +12,6 @@ from __future__ import annotations
 import functools
 import importlib.util
 import warnings
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -20,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .compiling import is_compiling, is_exporting
+from .operators import register
 from .sampling import sample_features
 
 _DEVICES = ("cuda",)
@@ -111,9 +111,9 @@ def _choose(sight: Sight, padding: str) -> Tensor:
 
 
 def look_plain(sight: Sight, padding: str = "border", clip_gradients: bool = False) -> Tensor:
-    """:func:`look` in plain PyTorch: the reference."""
+    """:func:`look` step by step: the reference."""
     samples = sample_features(sight.feature_map, sight.points_xy, padding, clip_gradients)
-    return mix_samples(samples, sight.by_channel, sight.by_point, sight.channel_bias, sight.point_bias)
+    return mix_samples(samples, *sight[2:])
 
 
 def look_fused(sight: Sight, padding: str = "border") -> Tensor:
@@ -197,33 +197,24 @@ def build_problem(
     )
 
 
-_SCHEMA = (
+def _run(*arguments: Any) -> Tensor:
+    sight, padding = Sight(*arguments[:-1]), arguments[-1]
+    # A compiler may have laid the tensors out in another way.
+    return _choose(sight, padding) if _fits(sight) else look_plain(sight, padding)
+
+
+def _shape(*arguments: Any) -> Tensor:
+    sight = Sight(*arguments[:-1])
+    batch, tokens = sight.points_xy.shape[:2]
+    _, channels, queries = sight.sizes
+    return sight.feature_map.new_empty(batch, tokens, queries * channels)
+
+
+_look_operator = register(
+    __name__,
+    "look",
     "(Tensor feature_map, Tensor points_xy, Tensor by_channel, Tensor by_point, "
-    "Tensor? channel_bias, Tensor? point_bias, str padding) -> Tensor"
+    "Tensor? channel_bias, Tensor? point_bias, str padding) -> Tensor",
+    _run,
+    _shape,
 )
-
-
-def _register() -> Callable[..., Tensor] | None:
-    """:func:`_choose` as an operator that a compiler takes as it is; None before torch 2.4."""
-    if not hasattr(torch.library, "custom_op"):
-        return None
-
-    def run(*arguments: Any) -> Tensor:
-        sight, padding = Sight(*arguments[:-1]), arguments[-1]
-        # A compiler may have laid the tensors out in another way.
-        return _choose(sight, padding) if _fits(sight) else look_plain(sight, padding)
-
-    def shape(*arguments: Any) -> Tensor:
-        sight = Sight(*arguments[:-1])
-        batch, tokens = sight.points_xy.shape[:2]
-        _, channels, queries = sight.sizes
-        return sight.feature_map.new_empty(batch, tokens, queries * channels)
-
-    # Under this module's own name: a model directory may bring the same code a second time.
-    name = f"{__name__.replace('.', '_')}::look"
-    operator = torch.library.custom_op(name, run, mutates_args=(), schema=_SCHEMA)
-    operator.register_fake(shape)
-    return operator
-
-
-_look_operator = _register()

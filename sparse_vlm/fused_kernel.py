@@ -9,20 +9,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .sampling_kernel import read
+
 
 @triton.jit
 def _gelu(x) -> tl.tensor:  # type: ignore[no-untyped-def]
     return 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))
-
-
-@triton.jit
-def _read(cells, row, column, height, width, channel, C: tl.constexpr, ZEROS: tl.constexpr) -> tl.tensor:  # type: ignore[no-untyped-def]
-    """One corner of every point, (P, C); outside the map its border, or zeros."""
-    inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
-    row = tl.minimum(tl.maximum(row, 0), height - 1)
-    column = tl.minimum(tl.maximum(column, 0), width - 1)
-    values = tl.load(cells + (row * width + column)[:, None] * C + channel[None, :]).to(tl.float32)
-    return tl.where(inside[:, None], values, 0.0) if ZEROS else values
 
 
 @triton.jit
@@ -49,33 +41,22 @@ def look_kernel(  # type: ignore[no-untyped-def]
     """One token: read its P points, mix C channels, mix P points into Q, activate; all in registers."""
     token = tl.program_id(0)
     point, channel, out = tl.arange(0, P), tl.arange(0, C), tl.arange(0, Q)
-    cells += (token // tokens).to(tl.int64) * height * width * C
     place = points + token.to(tl.int64) * P * 2 + point * 2
-    x, y = tl.load(place), tl.load(place + 1)
-    # As the plain path: what is not a number reads the middle, what is far off stays finite.
-    x = tl.where(x == x, tl.minimum(tl.maximum(x, -1e4), 1e4), 0.5) * width - 0.5
-    y = tl.where(y == y, tl.minimum(tl.maximum(y, -1e4), 1e4), 0.5) * height - 0.5
-    if not ZEROS:
-        x = tl.minimum(tl.maximum(x, 0.0), width - 1.0)
-        y = tl.minimum(tl.maximum(y, 0.0), height - 1.0)
-    left, top = tl.floor(x), tl.floor(y)
-    right_share, lower_share = (x - left)[:, None], (y - top)[:, None]
-    column, row = left.to(tl.int32), top.to(tl.int32)
-    upper = _read(cells, row, column, height, width, channel, C, ZEROS) * (1.0 - right_share)
-    upper += _read(cells, row, column + 1, height, width, channel, C, ZEROS) * right_share
-    lower = _read(cells, row + 1, column, height, width, channel, C, ZEROS) * (1.0 - right_share)
-    lower += _read(cells, row + 1, column + 1, height, width, channel, C, ZEROS) * right_share
-    samples = upper * (1.0 - lower_share) + lower * lower_share  # (P, C)
+    first = (token // tokens).to(tl.int64) * height * width
+    all_of_them = tl.full((P, C), True, tl.int1)
+    samples = read(
+        cells, first, tl.load(place), tl.load(place + 1), all_of_them, height, width, C, channel, ZEROS
+    )
 
     kind = mixed.dtype.element_ty
-    first = tl.load(
+    channel_matrix = tl.load(
         by_channel + token.to(tl.int64) * channel_stride + channel[:, None] * C + channel[None, :]
     )
-    second = tl.load(by_point + token.to(tl.int64) * point_stride + out[:, None] * P + point[None, :])
-    values = tl.dot(samples.to(kind), first.to(kind), input_precision=PRECISION)  # (P, C)
+    point_matrix = tl.load(by_point + token.to(tl.int64) * point_stride + out[:, None] * P + point[None, :])
+    values = tl.dot(samples.to(kind), channel_matrix.to(kind), input_precision=PRECISION)  # (P, C)
     if BIAS:
         values = _gelu(values + tl.load(channel_bias + channel)[None, :].to(tl.float32))
-    values = tl.dot(second.to(kind), values.to(kind), input_precision=PRECISION)  # (Q, C)
+    values = tl.dot(point_matrix.to(kind), values.to(kind), input_precision=PRECISION)  # (Q, C)
     if BIAS:
         values += tl.load(point_bias + out)[:, None].to(tl.float32)
     target = mixed + token.to(tl.int64) * Q * C + out[:, None] * C + channel[None, :]
