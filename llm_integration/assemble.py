@@ -38,7 +38,7 @@ from sparse_vlm.fingerprint import hash_tensors
 from .clip_vision import count_patches, load_clip_vision
 from .hf import build_vision_model
 from .processor import build_processor
-from .templates import CHATML_TOKENS, IMAGE_MARK, TEMPLATES, add_end, build_template, find_end
+from .templates import CHATML_TOKENS, IMAGE_MARK, TEMPLATES, add_end, build_template, find_stop
 
 ASSEMBLY_FILE = "assembly.json"
 RUN_FILE = "run.json"
@@ -236,7 +236,7 @@ def build_generation_config(llm: Any, tokenizer: Any, image_token: int, jinja: s
     ends = settings.eos_token_id if settings.eos_token_id is not None else tokenizer.eos_token_id
     listed = list(ends) if isinstance(ends, (list, tuple)) else [ends] if ends is not None else []
     settings.eos_token_id = sorted(set(listed)) or None
-    add_end(settings, find_end(tokenizer, jinja))
+    add_end(settings, find_stop(tokenizer, jinja))
     return settings
 
 

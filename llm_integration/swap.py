@@ -29,6 +29,7 @@ from .clip_vision import is_open_clip, load_clip_vision
 from .hf import build_vision_model
 from .load import load_llava_config
 from .processor import build_processor
+from .templates import build_template
 
 # Where the files of a ViT, a CLIP and a LLaVA keep what transformers calls by the bare name in a tower.
 _PREFIXES = ("", "vision_model.", "vision_tower.vision_model.", "vision_tower.", "model.vision_tower.")
@@ -192,13 +193,14 @@ def swap(
         model.model.multi_modal_projector = build_projector(config).to(model.dtype)
         said = f"projector re-initialised, align it before use: {reason}"
     config.image_seq_length = tower.config.num_tokens - int(drops_first)
+    own: Any = stock.chat_template or stock.tokenizer.chat_template
     placed: Any = tower
     model.model.vision_tower = placed.to(model.dtype)
     processor = build_processor(
         encoder.transform.config,
         stock.tokenizer,
         tower.config.num_tokens,
-        stock.chat_template or stock.tokenizer.chat_template,
+        build_template("own" if own else "vicuna_v1", own),
         drops_first,
     )
     facts = {

@@ -1,7 +1,8 @@
 """Chat templates, in Jinja, as tokenizers and processors carry them.
 
 Every template is led by a few lines that turn messages made of parts (pictures and text) into messages made
-of text with ``<image>`` marks, so that templates written for text alone serve pictures too.
+of text with ``<image>`` marks, so that templates written for text alone serve pictures too. A template that
+wants its messages in parts, as those of transformers' own LLaVAs do, is led by lines that do the reverse.
 """
 
 from __future__ import annotations
@@ -11,8 +12,10 @@ from types import MappingProxyType
 from typing import Any
 
 from transformers import GenerationConfig
+from transformers.utils.chat_template_utils import render_jinja_template
 
 IMAGE_MARK = "<image>"
+_ANSWER = "answer"
 
 _FLATTEN = """\
 {%- set ns = namespace(flat=[], text='') -%}
@@ -30,6 +33,27 @@ _FLATTEN = """\
 {%- set ns.flat = ns.flat + [{'role': message['role'], 'content': ns.text}] -%}
 {%- endfor -%}
 {%- set messages = ns.flat -%}
+"""
+
+_SPLIT = """\
+{%- set ns = namespace(split=[], parts=[]) -%}
+{%- for message in messages -%}
+{%- if message['content'] is not string -%}
+{%- set ns.parts = message['content'] -%}
+{%- elif '<image>' not in message['content'] -%}
+{%- set ns.parts = [{'type': 'text', 'text': message['content']}] -%}
+{%- else -%}
+{%- set ns.parts = [] -%}
+{%- for piece in message['content'].split('<image>') -%}
+{%- if not loop.first -%}{%- set ns.parts = ns.parts + [{'type': 'image'}] -%}{%- endif -%}
+{%- if piece.strip('\\n') -%}
+{%- set ns.parts = ns.parts + [{'type': 'text', 'text': piece.strip('\\n')}] -%}
+{%- endif -%}
+{%- endfor -%}
+{%- endif -%}
+{%- set ns.split = ns.split + [{'role': message['role'], 'content': ns.parts}] -%}
+{%- endfor -%}
+{%- set messages = ns.split -%}
 """
 
 # LLaVA 1.5's conversation format; the sentence is part of the format that its checkpoints were trained with.
@@ -88,10 +112,34 @@ def build_template(name: str, own: str | None = None) -> str:
             raise ValueError(
                 f"template 'own': the tokenizer has no chat template; name one of {', '.join(TEMPLATES)}"
             )
-        return own if own.startswith(_FLATTEN) else _FLATTEN + own
+        if own.startswith((_FLATTEN, _SPLIT)):
+            return own
+        return (_SPLIT if _wants_parts(own) else _FLATTEN) + own
     if name not in TEMPLATES:
         raise ValueError(f"unknown template {name!r}; known are {', '.join(TEMPLATES)} and 'own'")
     return TEMPLATES[name]
+
+
+def _wants_parts(own: str) -> bool:
+    """Whether a template leaves a message's text out unless that comes as a list of parts."""
+    special: dict[str, Any] = dict.fromkeys(("bos_token", "eos_token", "pad_token", "unk_token"), "")
+    for messages, in_parts in zip(_turns(), (False, True), strict=True):
+        try:
+            rendered: Any = render_jinja_template([messages], chat_template=own, **special)
+        except Exception:  # templates raise whatever they like
+            continue
+        if _ANSWER in rendered[0][0]:
+            return in_parts
+    return False
+
+
+def _turns() -> list[list[dict[str, Any]]]:
+    """A question and an answer: as text, and in parts."""
+    said = (("user", "?"), ("assistant", _ANSWER))
+    return [
+        [{"role": role, "content": text} for role, text in said],
+        [{"role": role, "content": [{"type": "text", "text": text}]} for role, text in said],
+    ]
 
 
 def find_end(tokenizer: Any, template: str | None) -> int | None:
@@ -106,24 +154,21 @@ def find_end(tokenizer: Any, template: str | None) -> int | None:
     """
     if template is None:
         return None
-    answer = "answer"
-    turns: list[list[dict[str, Any]]] = [
-        [{"role": "user", "content": "?"}, {"role": "assistant", "content": answer}],
-        # Some want contents in parts.
-        [
-            {"role": role, "content": [{"type": "text", "text": text}]}
-            for role, text in (("user", "?"), ("assistant", answer))
-        ],
-    ]
-    for messages in turns:
+    for messages in _turns():
         try:
             text = str(tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False))
         except Exception:  # templates raise whatever they like
             continue
-        if answer in text:
-            _, last = end_of_answer(text, text.rindex(answer), list_specials(tokenizer))
+        if _ANSWER in text:
+            _, last = end_of_answer(text, text.rindex(_ANSWER), list_specials(tokenizer))
             return None if last is None else int(tokenizer.convert_tokens_to_ids(last))
     return None
+
+
+def find_stop(tokenizer: Any, template: str | None) -> int | None:
+    """Where answers are over: the token that :func:`find_end` finds, or else the end of a sequence."""
+    end, last = find_end(tokenizer, template), tokenizer.eos_token_id
+    return end if end is not None or last is None else int(last)
 
 
 def list_specials(tokenizer: Any) -> list[str]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..templates import IMAGE_MARK, end_of_answer, list_specials
+from ..templates import IMAGE_MARK, TEMPLATES, end_of_answer, find_end, list_specials
 from .records import BadRecordError
 
 IGNORED = -100
@@ -30,6 +30,7 @@ class ChatEncoder:
 
     The text is tokenized whole, so ids are those the model meets when it answers; a token belongs to an
     answer if it begins inside it. An answer goes from the end of the prompt to the sign that ends its turn.
+    Where a template has no such sign, the tokenizer's end of a sequence follows the last answer.
 
     Args:
         tokenizer: a fast tokenizer, with the image token in its vocabulary.
@@ -53,6 +54,10 @@ class ChatEncoder:
         self.max_length = max_length
         self.image_id = int(tokenizer.convert_tokens_to_ids(IMAGE_MARK))
         self.specials = list_specials(tokenizer)
+        # A template may end answers with nothing, as those of transformers' own LLaVAs do. A model tuned with
+        # that alone would never stop.
+        unended = template != TEMPLATES["plain"] and find_end(tokenizer, template) is None
+        self.closing: int | None = tokenizer.eos_token_id if unended else None
 
     def encode(self, messages: Sequence[dict[str, str]], where: str = "this conversation") -> Encoded:
         """Encode one conversation.
@@ -64,10 +69,7 @@ class ChatEncoder:
         Raises:
             BadRecordError: if the template cannot render it, if a picture is cut, or if no answer is left.
         """
-        expanded = [
-            {**m, "content": m["content"].replace(IMAGE_MARK, IMAGE_MARK * self.num_tokens)} for m in messages
-        ]
-        text, spans = self.render(expanded, where)
+        text, spans = self._expand(*self.render(messages, where))
         bos = self.tokenizer.bos_token
         encoded = self.tokenizer(
             text,
@@ -85,6 +87,8 @@ class ChatEncoder:
                 break
             if end > start >= spans[span][0] and ids[position] != self.image_id:
                 labels[position] = ids[position]
+        if self.closing is not None and spans and messages[-1]["role"] == "assistant":
+            ids, labels = [*ids, self.closing], [*labels, self.closing]
         wanted = ids.count(self.image_id)
         ids, labels = ids[: self.max_length], labels[: self.max_length]
         if ids.count(self.image_id) != wanted:
@@ -111,11 +115,17 @@ class ChatEncoder:
                 )
             if message["content"].strip() not in upto[len(prompt) :]:
                 raise BadRecordError(
-                    f"{where}: the chat template leaves the answer out (some want a message's content in "
-                    "parts, not as text); choose another template"
+                    f"{where}: the chat template leaves the answer out; choose another template"
                 )
             spans.append((len(prompt), end_of_answer(upto, len(prompt), self.specials)[0]))
         return whole, spans
+
+    def _expand(self, text: str, spans: list[tuple[int, int]]) -> tuple[str, list[tuple[int, int]]]:
+        """N image marks in place of each, as the processor writes them, and where the answers are then."""
+        longer = (self.num_tokens - 1) * len(IMAGE_MARK)
+        moved = [(place + longer * text.count(IMAGE_MARK, 0, place)) for span in spans for place in span]
+        pairs = list(zip(moved[::2], moved[1::2], strict=True))
+        return text.replace(IMAGE_MARK, IMAGE_MARK * self.num_tokens), pairs
 
     def _apply(self, messages: Sequence[dict[str, str]], prompt: bool, where: str) -> str:
         try:

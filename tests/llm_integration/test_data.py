@@ -308,15 +308,46 @@ def test_a_second_picture_is_not_taken_for_the_first(tmp_path: Path) -> None:
         source.read(0)
 
 
-def test_templates_that_want_parts_are_not_trained_with(bpe: Any) -> None:
-    parts = (
-        "{% for m in messages %}{{ m.role }}: "
-        "{% for c in m.content | selectattr('type', 'equalto', 'text') %}{{ c.text }}{% endfor %}"
-        "\n{% endfor %}"
-    )
-    encoder = ChatEncoder(bpe, build_template("own", parts), 4, 100)
-    with pytest.raises(BadRecordError, match="leaves the answer out"):
-        encoder.encode([{"role": "user", "content": "How many?"}, {"role": "assistant", "content": "Three."}])
+PARTS = (
+    "{% for m in messages %}{{ m.role | upper }}: "
+    "{% for c in m.content | selectattr('type', 'equalto', 'image') %}<image>\n{% endfor %}"
+    "{% for c in m.content | selectattr('type', 'equalto', 'text') %}{{ c.text + ' ' }}{% endfor %}"
+    "{% endfor %}{% if add_generation_prompt %}ASSISTANT:{% endif %}"
+)
+
+
+def test_templates_that_want_parts_get_them(tokenizer: Any) -> None:
+    template = build_template("own", PARTS)
+    assert build_template("own", template) == template
+    encoder = ChatEncoder(tokenizer, template, N, 4096)
+    turns = ("<image>\nWhat is it?", "a red square", "And <image> now?", "two chairs")
+    encoded = encoder.encode(_messages(*turns))
+    assert encoded.input_ids.count(encoder.image_id) == 2 * N
+    text = tokenizer.decode(encoded.input_ids)
+    for part in ("What is it?", "a red square", "two chairs"):
+        assert text.count(part) == 1
+    first, second = _learned(encoder, encoded.labels)
+    # Nothing in the template ends an answer: the last one is ended by the tokenizer's own sign.
+    assert first.strip() == "a red square"
+    assert second.replace(tokenizer.eos_token, "").strip() == "two chairs"
+    assert encoded.labels[-1] == encoded.input_ids[-1] == tokenizer.eos_token_id
+    text, spans = encoder.render(_messages("<image>\nWhat is it?", "two\nchairs"), "")
+    assert text == "USER: <image>\nWhat is it? ASSISTANT: two\nchairs "
+    assert [text[slice(*span)] for span in spans] == [" two\nchairs "]
+
+
+def test_an_answer_that_was_cut_is_not_ended(tokenizer: Any) -> None:
+    whole = ChatEncoder(tokenizer, build_template("own", PARTS), N, 4096).encode(_messages("hi", "ho ho ho"))
+    short = len(whole.input_ids) - 2
+    cut = ChatEncoder(tokenizer, build_template("own", PARTS), N, short).encode(_messages("hi", "ho ho ho"))
+    assert cut.input_ids == whole.input_ids[:short]
+    assert tokenizer.eos_token_id not in cut.labels
+
+
+def test_a_template_that_leaves_answers_out_is_named(tokenizer: Any) -> None:
+    template = build_template("own", "{% for m in messages %}{{ m.role }}{% endfor %}")
+    with pytest.raises(BadRecordError, match="leaves the answer out; choose another template"):
+        ChatEncoder(tokenizer, template, N, 99).encode(_messages("How many?", "Three."))
 
 
 def test_tars_give_the_same_as_a_folder(tmp_path: Path, folder: Any, bpe: Any) -> None:

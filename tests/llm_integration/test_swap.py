@@ -25,7 +25,9 @@ from transformers import (
 import sparse_vlm
 from llm_integration.assemble import OWNED
 from llm_integration.clip_vision import load_clip_vision
+from llm_integration.data.encode import ChatEncoder
 from llm_integration.load import load_checked_processor, load_llava
+from llm_integration.processor import load_processor
 from llm_integration.swap import holds_tower, main, swap
 from sparse_vlm import SparseFormerConfig, TransformConfig
 from sparse_vlm.fingerprint import hash_tower
@@ -96,6 +98,39 @@ def test_a_stranger_gets_a_new_projector(
     inputs = processor(images=Image.new("RGB", (70, 20)), text="<image>\nwhat", return_tensors="pt")
     assert int((inputs["input_ids"] == model.config.image_token_id).sum()) == 9
     assert torch.isfinite(model(**inputs).logits).all()
+
+
+@pytest.mark.parametrize(
+    ("own", "asked"),
+    [
+        ("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}", "user: <image>\nWhat?\n"),
+        (
+            "{% for m in messages %}{{ m.role }}: {% for c in m.content %}"
+            "{{ '<image> ' if c.type == 'image' else c.text }}{% endfor %}; {% endfor %}",
+            "user: <image> What?; ",
+        ),
+        (None, "USER: <image>\nWhat? "),
+    ],
+    ids=["text", "parts", "none"],
+)
+def test_any_template_of_the_stock_model_serves_pictures_and_tuning(
+    own: str | None, asked: str, clip_llava: tuple[Path, Path], encoder_dir: Path, tmp_path: Path
+) -> None:
+    stock: Any = load_processor(clip_llava[0])
+    shutil.copytree(clip_llava[0], tmp_path / "llava")
+    (tmp_path / "llava" / "chat_template.jinja").unlink(missing_ok=True)
+    stock.chat_template = stock.tokenizer.chat_template = own
+    stock.save_pretrained(tmp_path / "llava")
+    swap(tmp_path / "llava", encoder_dir, tmp_path / "out")
+    processor: Any = load_processor(tmp_path / "out")
+    for content in ("<image>\nWhat?", [{"type": "image"}, {"type": "text", "text": "What?"}]):
+        question = {"role": "user", "content": content}
+        text = processor.apply_chat_template([question], tokenize=False)
+        assert text.endswith(asked)
+        assert text.count("<image>") == 1
+    encoder = ChatEncoder(processor.tokenizer, processor.chat_template, 9, 4096)
+    answered = [{"role": "user", "content": "<image>\nWhat?"}, {"role": "assistant", "content": "a dog"}]
+    assert encoder.encode(answered).labels[-1] == processor.tokenizer.eos_token_id
 
 
 @pytest.mark.parametrize("form", ["name", "hash"])
