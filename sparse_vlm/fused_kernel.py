@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .sampling_kernel import read
+from .sampling_kernel import launching_on, read
 
 
 @triton.jit
@@ -80,25 +80,26 @@ def launch(
     if mixed.numel() == 0:
         return mixed
     exact = feature_map.dtype == torch.float32 and not torch.backends.cuda.matmul.allow_tf32
-    look_kernel[(batch * count,)](
-        feature_map.permute(0, 2, 3, 1).contiguous(),  # (B, H, W, C): no copy of the stem's own layout
-        points_xy.contiguous(),
-        by_channel,
-        by_point,
-        channel_bias,
-        point_bias,
-        mixed,
-        count,
-        height,
-        width,
-        by_channel.stride(1),
-        by_point.stride(1),
-        P=points,
-        C=channels,
-        Q=queries,
-        ZEROS=zeros,
-        BIAS=channel_bias is not None,
-        PRECISION="ieee" if exact else "tf32",
-        num_warps=4,
-    )
+    with launching_on(feature_map.device):
+        look_kernel[(batch * count,)](
+            feature_map.permute(0, 2, 3, 1).contiguous(),  # (B, H, W, C): no copy of the stem's own layout
+            points_xy.contiguous(),
+            by_channel,
+            by_point,
+            channel_bias,
+            point_bias,
+            mixed,
+            count,
+            height,
+            width,
+            by_channel.stride(1),
+            by_point.stride(1),
+            P=points,
+            C=channels,
+            Q=queries,
+            ZEROS=zeros,
+            BIAS=channel_bias is not None,
+            PRECISION="ieee" if exact else "tf32",
+            num_warps=4,
+        )
     return mixed

@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 import triton
 import triton.language as tl
@@ -126,12 +128,19 @@ def scatter_kernel(  # type: ignore[no-untyped-def]
     tl.store(by_points + 2 * point.to(tl.int64) + 1, by_y * y_rate, there)
 
 
+def launching_on(device: torch.device) -> AbstractContextManager[object]:
+    """Triton launches on the current GPU, which need not be the tensors'."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
 def launch_samples(feature_map: Tensor, points_xy: Tensor, zeros: bool) -> Tensor:
     """Samples (B, N, P, C) of a map (B, C, H, W) at points (B, N, P, 2)."""
     samples = feature_map.new_empty(*points_xy.shape[:3], feature_map.shape[1])
     if samples.numel():
         sizes, constants = _describe(feature_map, points_xy, zeros)
-        sample_kernel[_grid(sizes)](_cells(feature_map), points_xy.contiguous(), samples, *sizes, **constants)
+        arguments = (_cells(feature_map), points_xy.contiguous(), samples)
+        with launching_on(feature_map.device):
+            sample_kernel[_grid(sizes)](*arguments, *sizes, **constants)
     return samples
 
 
@@ -144,15 +153,9 @@ def launch_gradients(
     by_points = torch.zeros_like(points_xy, memory_format=torch.contiguous_format)
     if gradient.numel():
         sizes, constants = _describe(feature_map, points_xy, zeros)
-        scatter_kernel[_grid(sizes)](
-            gradient.contiguous(),
-            _cells(feature_map),
-            points_xy.contiguous(),
-            by_cells,
-            by_points,
-            *sizes,
-            **constants,
-        )
+        given = (gradient.contiguous(), _cells(feature_map), points_xy.contiguous())
+        with launching_on(feature_map.device):
+            scatter_kernel[_grid(sizes)](*given, by_cells, by_points, *sizes, **constants)
     return by_cells.to(feature_map.dtype).permute(0, 3, 1, 2), by_points  # (B, C, H, W)
 
 
