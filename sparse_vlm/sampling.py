@@ -1,28 +1,19 @@
 """Reading a feature map at the tokens' sampling points.
 
-:func:`sample_plain` is PyTorch's own bilinear read-out and the reference. On CUDA its gradient adds up one
-channel at a time, all over the memory; there :func:`sample_features` takes two Triton kernels that read and
-add up all channels of a cell together, after they have agreed with the plain path on a first small problem.
+PyTorch's own read-out (:mod:`sparse_vlm.sampling_plain`) is the reference. On CUDA its gradient adds up one
+channel at a time, all over the memory; there two Triton kernels read and add up all channels of a cell
+together, after they have agreed with the plain path on a first small problem.
 """
 
 from __future__ import annotations
 
-import functools
-import importlib.util
-import warnings
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from .compiling import is_exporting
-from .operators import register
-from .rois import at_least_fp32
-
-_DEVICES = ("cuda",)
-# Largest difference to the plain path, as a share of the largest value.
-_TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
+from .sampling_operator import Sample, fits
+from .sampling_plain import sample_plain
 
 
 class _ClampGradient(torch.autograd.Function):
@@ -63,167 +54,7 @@ def sample_features(
     """
     if clip_gradients:
         points_xy = _ClampGradient.apply(points_xy, 1.0 / feature_map.shape[-2])
-    if _operator is not None and _fits(feature_map, points_xy):
-        samples: Tensor = _Sample.apply(feature_map, points_xy, padding)
+    if fits(feature_map, points_xy):
+        samples: Tensor = Sample.apply(feature_map, points_xy, padding)
         return samples
     return sample_plain(feature_map, points_xy, padding)
-
-
-def sample_plain(feature_map: Tensor, points_xy: Tensor, padding: str = "border") -> Tensor:
-    """:func:`sample_features` in plain PyTorch: the reference."""
-    values = at_least_fp32(feature_map)
-    sampled = F.grid_sample(
-        values,
-        _place(points_xy, values.dtype),
-        mode="bilinear",
-        padding_mode=padding,
-        align_corners=False,
-    )  # (B, C, N, P)
-    return sampled.permute(0, 2, 3, 1).to(feature_map.dtype)  # (B, N, P, C)
-
-
-def _place(points_xy: Tensor, dtype: torch.dtype) -> Tensor:
-    """The points as grid_sample counts, from -1 to 1."""
-    # A diverged model's coordinates are not numbers, and grid_sample's gradient on the CPU then writes
-    # outside its memory. Read the middle instead: the tokens carry their NaN on, so the loss still shows it.
-    return torch.nan_to_num(points_xy.to(dtype) * 2.0 - 1.0, nan=0.0, posinf=1e4, neginf=-1e4)
-
-
-def _fits(feature_map: Tensor, points_xy: Tensor) -> bool:
-    """Whether the kernels can take these tensors."""
-    return (
-        feature_map.device.type in _DEVICES
-        and feature_map.dtype in _TOLERANCE
-        and points_xy.dtype == torch.float32
-        # Sums of gradients come in any order, here as in PyTorch; who forbids that is told by PyTorch.
-        and not torch.are_deterministic_algorithms_enabled()
-        and not is_exporting()
-    )
-
-
-def _sample(feature_map: Tensor, points_xy: Tensor, padding: str) -> Tensor:
-    if _agrees(feature_map.device, feature_map.dtype, feature_map.shape[1], padding):
-        from .sampling_kernel import launch_samples
-
-        return launch_samples(feature_map, points_xy, padding == "zeros")
-    return sample_plain(feature_map, points_xy, padding).contiguous()
-
-
-def _sample_shape(feature_map: Tensor, points_xy: Tensor, padding: str) -> Tensor:
-    return feature_map.new_empty(*points_xy.shape[:3], feature_map.shape[1])
-
-
-def _gradients(
-    gradient: Tensor, feature_map: Tensor, points_xy: Tensor, padding: str
-) -> tuple[Tensor, Tensor]:
-    """Gradients of map and points by those of the samples, (B, N, P, C)."""
-    if _agrees(feature_map.device, feature_map.dtype, feature_map.shape[1], padding):
-        from .sampling_kernel import launch_gradients
-
-        return launch_gradients(gradient, feature_map, points_xy, padding == "zeros")
-    return _gradients_plain(gradient, feature_map, points_xy, padding)
-
-
-def _gradients_plain(
-    gradient: Tensor, feature_map: Tensor, points_xy: Tensor, padding: str
-) -> tuple[Tensor, Tensor]:
-    # By hand: within an operator PyTorch takes no gradients.
-    values, border = at_least_fp32(feature_map), int(padding == "border")
-    by_map, by_grid = torch.ops.aten.grid_sampler_2d_backward(
-        gradient.permute(0, 3, 1, 2).to(values.dtype),  # (B, C, N, P)
-        values,
-        _place(points_xy, values.dtype),
-        0,  # bilinear
-        border,
-        False,  # align_corners
-        (True, True),
-    )
-    by_points = torch.where(points_xy.isfinite(), 2.0 * by_grid, 0.0).to(points_xy.dtype)
-    return by_map.to(feature_map.dtype).contiguous(memory_format=torch.channels_last), by_points
-
-
-def _gradients_shape(
-    gradient: Tensor, feature_map: Tensor, points_xy: Tensor, padding: str
-) -> tuple[Tensor, Tensor]:
-    by_map = torch.empty_like(feature_map, memory_format=torch.channels_last)
-    return by_map, torch.empty_like(points_xy, memory_format=torch.contiguous_format)
-
-
-_operator = register(
-    __name__,
-    "sample",
-    "(Tensor feature_map, Tensor points_xy, str padding) -> Tensor",
-    _sample,
-    _sample_shape,
-)
-_gradients_operator: Any = register(
-    __name__,
-    "sample_gradients",
-    "(Tensor gradient, Tensor feature_map, Tensor points_xy, str padding) -> (Tensor, Tensor)",
-    _gradients,
-    _gradients_shape,
-)
-
-
-class _Sample(torch.autograd.Function):
-    """The operator with its gradients."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(feature_map: Tensor, points_xy: Tensor, padding: str) -> Tensor:
-        samples: Tensor = _operator(feature_map, points_xy, padding)  # type: ignore[misc]
-        return samples
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, str], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs[:2])
-        ctx.padding = inputs[2]
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
-        by_map, by_points = _gradients_operator(gradients[0], *ctx.saved_tensors, ctx.padding)
-        return by_map, by_points, None
-
-
-@functools.cache
-def _agrees(device: torch.device, dtype: torch.dtype, channels: int, padding: str) -> bool:
-    """Whether the kernels run here and say what the plain path says; asked once for each kind of problem."""
-    if importlib.util.find_spec("triton") is None:
-        return False
-    from .sampling_kernel import launch_gradients, launch_samples
-
-    feature_map, points_xy, gradient = build_problem(device, dtype, channels)
-    zeros = padding == "zeros"
-    try:
-        with torch.no_grad():
-            ours = (
-                launch_samples(feature_map, points_xy, zeros),
-                *launch_gradients(gradient, feature_map, points_xy, zeros),
-            )
-            plain = (
-                sample_plain(feature_map, points_xy, padding),
-                *_gradients_plain(gradient, feature_map, points_xy, padding),
-            )
-        difference = max(
-            float((one - other).abs().max() / other.abs().max())
-            for one, other in zip(map(at_least_fp32, ours), map(at_least_fp32, plain), strict=True)
-        )
-    except Exception as error:  # a compiler or driver that will not do
-        warnings.warn(f"the sampling kernels do not run here and are left out: {error}", stacklevel=2)
-        return False
-    if not difference <= _TOLERANCE[dtype]:
-        warnings.warn(f"the sampling kernels differ by {difference:.1e} here and are left out", stacklevel=2)
-        return False
-    return True
-
-
-def build_problem(
-    device: torch.device | str, dtype: torch.dtype, channels: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """A small map, points in and around it, and gradients of the samples; no global random state moves."""
-    generator = torch.Generator().manual_seed(0)
-    feature_map = torch.randn(2, 5, 7, channels, generator=generator).permute(0, 3, 1, 2)  # (B, C, H, W)
-    points_xy = torch.rand(2, 3, 9, 2, generator=generator) * 1.6 - 0.3
-    gradient = torch.randn(2, 3, 9, channels, generator=generator)
-    return feature_map.to(device, dtype), points_xy.to(device), gradient.to(device, dtype)

@@ -51,7 +51,7 @@ def test_a_machine_without_us_reads_it(encoder_dir: Path, llava_dir: Path, tmp_p
     script.write_text(_READ)
     words = [sys.executable, str(script), kind, str(tower), str(llava), str(tmp_path / "out.pt")]
     environment = {"HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1", "PATH": "", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(words, capture_output=True, text=True, env=environment, check=False)
+    done = subprocess.run(words, capture_output=True, text=True, env=environment, check=False, timeout=250)
     assert done.returncode == 0, done.stderr[-2000:]
     x = torch.linspace(-1, 1, 3 * 30 * 40).reshape(1, 3, 30, 40)
     torch.testing.assert_close(torch.load(tmp_path / "out.pt"), model(x).last_hidden_state)

@@ -7,15 +7,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from sparse_vlm import build_encoder, sampling
+from sparse_vlm import build_encoder, sampling_operator, sampling_plain
 from tests.sparse_vlm.kernels import needs_operators, needs_triton, run_python
 
 INTERPRETED = """
 import torch
 from torch import inf, nan
-from sparse_vlm import sampling
-from sparse_vlm.sampling import sample_features, sample_plain
-sampling._DEVICES = ("cpu",)
+from sparse_vlm import sampling_operator
+from sparse_vlm.sampling import sample_features
+from sparse_vlm.sampling_plain import sample_plain
+sampling_operator._DEVICES = ("cpu",)
 near = {torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
 torch.manual_seed(0)
 for dtype, limit in near.items():
@@ -38,13 +39,13 @@ for dtype, limit in near.items():
                 assert ours.dtype == plain.dtype
                 difference = float((ours.float() - plain.float()).abs().max() / plain.abs().max())
                 assert difference < limit, (dtype, padding, channels, difference)
-assert sampling._agrees.cache_info().currsize == 18
+assert sampling_operator._agrees.cache_info().currsize == 18
 print("equal")
 """
 
 INSIDE = """
 import torch
-from sparse_vlm import SparseFormerConfig, build_encoder, sampling, sampling_kernel
+from sparse_vlm import SparseFormerConfig, build_encoder, sampling_kernel, sampling_operator
 small = SparseFormerConfig(
     width=48, depth=1, heads=4, mlp_width=64, focusing_width=32, focusing_heads=2, focusing_mlp_width=32,
     stem_channels=12, num_points=9, mixing_points=6, generator_width=8, num_latents=5,
@@ -71,7 +72,7 @@ def same(ours, plain):
 
 plain = gradients(encoder)
 assert not launched
-sampling._DEVICES = ("cpu",)
+sampling_operator._DEVICES = ("cpu",)
 same(gradients(encoder), plain)
 assert len(launched) == 6, launched  # the first asks whether kernels and plain path agree
 encoder.set_grad_checkpointing()
@@ -94,9 +95,9 @@ count = len(launched)
 same(gradients(encoder), plain)
 assert len(launched) == count
 torch.use_deterministic_algorithms(False)
-feature_map, points, _ = sampling.build_problem("cpu", torch.float32, 16)
+feature_map, points, _ = sampling_operator.build_problem("cpu", torch.float32, 16)
 inputs = feature_map, points, "border"
-torch.library.opcheck(sampling._operator, inputs, test_utils=("test_schema", "test_faketensor"))
+torch.library.opcheck(sampling_operator._operator, inputs, test_utils=("test_schema", "test_faketensor"))
 print("equal")
 """
 
@@ -138,12 +139,12 @@ def test_kernels_compile_for_a_gpu_that_is_not_here(tmp_path: Path) -> None:
 
 def test_gradients_by_hand_are_autograds() -> None:
     for padding in ("border", "zeros"):
-        feature_map, points, wanted = sampling.build_problem("cpu", torch.float32, 6)
+        feature_map, points, wanted = sampling_operator.build_problem("cpu", torch.float32, 6)
         points[0, 0, 0, 0], points[0, 0, 1, 1] = float("nan"), float("inf")
         inputs = feature_map.requires_grad_(), points.requires_grad_()
-        expected = torch.autograd.grad(sampling.sample_plain(*inputs, padding), inputs, wanted)
+        expected = torch.autograd.grad(sampling_plain.sample_plain(*inputs, padding), inputs, wanted)
         with torch.no_grad():
-            found = sampling._gradients_plain(wanted, *inputs, padding)
+            found = sampling_plain.sample_gradients_plain(wanted, *inputs, padding)
         for ours, plain in zip(found, expected, strict=True):
             torch.testing.assert_close(ours, plain)
 
@@ -157,21 +158,21 @@ def test_kernels_that_disagree_are_left_out(fault: str, monkeypatch: pytest.Monk
     def samples(feature_map: torch.Tensor, points: torch.Tensor, zeros: bool) -> torch.Tensor:
         if fault == "crash" and scale["map"] != 1:
             raise RuntimeError("no compiler")
-        return scale["samples"] * sampling.sample_plain(feature_map, points)
+        return scale["samples"] * sampling_plain.sample_plain(feature_map, points)
 
     def gradients(*words: object) -> tuple[torch.Tensor, torch.Tensor]:
-        by_map, by_points = sampling._gradients_plain(*words[:-1], "border")  # type: ignore[arg-type]
+        by_map, by_points = sampling_plain.sample_gradients_plain(*words[:-1], "border")  # type: ignore[arg-type]
         return scale["map"] * by_map, scale["points"] * by_points
 
     monkeypatch.setattr(kernel, "launch_samples", samples)
     monkeypatch.setattr(kernel, "launch_gradients", gradients)
-    sampling._agrees.cache_clear()
-    assert sampling._agrees(*kind)
+    sampling_operator._agrees.cache_clear()
+    assert sampling_operator._agrees(*kind)
     scale["map" if fault == "crash" else fault] = 1.001
-    sampling._agrees.cache_clear()
+    sampling_operator._agrees.cache_clear()
     with pytest.warns(UserWarning, match="no compiler" if fault == "crash" else "differ by"):
-        assert not sampling._agrees(*kind)
-    sampling._agrees.cache_clear()
+        assert not sampling_operator._agrees(*kind)
+    sampling_operator._agrees.cache_clear()
 
 
 @pytest.mark.gpu
@@ -186,13 +187,13 @@ def test_gradients_with_the_kernels_equal_those_without(
     pictures = torch.randn(2, 3, 224, 224, device="cuda")
     found = []
     for devices in (("cuda",), ()):
-        monkeypatch.setattr(sampling, "_DEVICES", devices)
+        monkeypatch.setattr(sampling_operator, "_DEVICES", devices)
         encoder.zero_grad()
         with torch.autocast("cuda", torch.bfloat16, autocast):
             loss = encoder(pictures).pooled.float().square().sum()
         loss.backward()
         found.append([p.grad.clone() for p in encoder.parameters() if p.grad is not None])
-    assert sampling._agrees(torch.device("cuda", 0), torch.float32, 64, "border")
+    assert sampling_operator._agrees(torch.device("cuda", 0), torch.float32, 64, "border")
     for ours, plain in zip(*found, strict=True):
         share = float((ours - plain).norm() / plain.norm().clamp(min=1e-12))
         assert share < (0.1 if autocast else 1e-2)

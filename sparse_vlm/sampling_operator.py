@@ -1,0 +1,143 @@
+"""Sampling as an operator with gradients: two Triton kernels where they run and agree with the plain path."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .compiling import is_exporting
+from .operators import register
+from .rois import at_least_fp32
+from .sampling_plain import sample_gradients_plain, sample_plain
+
+_DEVICES = ("cuda",)
+# Largest difference to the plain path, as a share of the largest value.
+_TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
+
+
+def fits(feature_map: Tensor, points_xy: Tensor) -> bool:
+    """Whether the kernels can take these tensors."""
+    return (
+        _operator is not None
+        and feature_map.device.type in _DEVICES
+        and feature_map.dtype in _TOLERANCE
+        and points_xy.dtype == torch.float32
+        # Sums of gradients come in any order, here as in PyTorch; who forbids that is told by PyTorch.
+        and not torch.are_deterministic_algorithms_enabled()
+        and not is_exporting()
+    )
+
+
+def _sample(feature_map: Tensor, points_xy: Tensor, padding: str) -> Tensor:
+    if _agrees(feature_map.device, feature_map.dtype, feature_map.shape[1], padding):
+        from .sampling_kernel import launch_samples
+
+        return launch_samples(feature_map, points_xy, padding == "zeros")
+    return sample_plain(feature_map, points_xy, padding).contiguous()
+
+
+def _sample_shape(feature_map: Tensor, points_xy: Tensor, padding: str) -> Tensor:
+    return feature_map.new_empty(*points_xy.shape[:3], feature_map.shape[1])
+
+
+def _gradients(
+    gradient: Tensor, feature_map: Tensor, points_xy: Tensor, padding: str
+) -> tuple[Tensor, Tensor]:
+    """Gradients of map and points by those of the samples, (B, N, P, C)."""
+    if _agrees(feature_map.device, feature_map.dtype, feature_map.shape[1], padding):
+        from .sampling_kernel import launch_gradients
+
+        return launch_gradients(gradient, feature_map, points_xy, padding == "zeros")
+    return sample_gradients_plain(gradient, feature_map, points_xy, padding)
+
+
+def _gradients_shape(
+    gradient: Tensor, feature_map: Tensor, points_xy: Tensor, padding: str
+) -> tuple[Tensor, Tensor]:
+    by_map = torch.empty_like(feature_map, memory_format=torch.channels_last)
+    return by_map, torch.empty_like(points_xy, memory_format=torch.contiguous_format)
+
+
+_operator = register(
+    __name__,
+    "sample",
+    "(Tensor feature_map, Tensor points_xy, str padding) -> Tensor",
+    _sample,
+    _sample_shape,
+)
+_gradients_operator: Any = register(
+    __name__,
+    "sample_gradients",
+    "(Tensor gradient, Tensor feature_map, Tensor points_xy, str padding) -> (Tensor, Tensor)",
+    _gradients,
+    _gradients_shape,
+)
+
+
+class Sample(torch.autograd.Function):
+    """The operator with its gradients: ``Sample.apply(feature_map, points_xy, padding)``."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(feature_map: Tensor, points_xy: Tensor, padding: str) -> Tensor:
+        samples: Tensor = _operator(feature_map, points_xy, padding)  # type: ignore[misc]
+        return samples
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, str], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[:2])
+        ctx.padding = inputs[2]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
+        by_map, by_points = _gradients_operator(gradients[0], *ctx.saved_tensors, ctx.padding)
+        return by_map, by_points, None
+
+
+@functools.cache
+def _agrees(device: torch.device, dtype: torch.dtype, channels: int, padding: str) -> bool:
+    """Whether the kernels run here and say what the plain path says; asked once for each kind of problem."""
+    if importlib.util.find_spec("triton") is None:
+        return False
+    feature_map, points_xy, gradient = build_problem(device, dtype, channels)
+    zeros = padding == "zeros"
+    try:
+        from .sampling_kernel import launch_gradients, launch_samples
+
+        with torch.no_grad():
+            ours = (
+                launch_samples(feature_map, points_xy, zeros),
+                *launch_gradients(gradient, feature_map, points_xy, zeros),
+            )
+            plain = (
+                sample_plain(feature_map, points_xy, padding),
+                *sample_gradients_plain(gradient, feature_map, points_xy, padding),
+            )
+        difference = max(
+            float((one - other).abs().max() / other.abs().max())
+            for one, other in zip(map(at_least_fp32, ours), map(at_least_fp32, plain), strict=True)
+        )
+    except Exception as error:  # a compiler or driver that will not do
+        warnings.warn(f"the sampling kernels do not run here and are left out: {error}", stacklevel=2)
+        return False
+    if not difference <= _TOLERANCE[dtype]:
+        warnings.warn(f"the sampling kernels differ by {difference:.1e} here and are left out", stacklevel=2)
+        return False
+    return True
+
+
+def build_problem(
+    device: torch.device | str, dtype: torch.dtype, channels: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A small map, points in and around it, and gradients of the samples; no global random state moves."""
+    generator = torch.Generator().manual_seed(0)
+    feature_map = torch.randn(2, 5, 7, channels, generator=generator).permute(0, 3, 1, 2)  # (B, C, H, W)
+    points_xy = torch.rand(2, 3, 9, 2, generator=generator) * 1.6 - 0.3
+    gradient = torch.randn(2, 3, 9, channels, generator=generator)
+    return feature_map.to(device, dtype), points_xy.to(device), gradient.to(device, dtype)
