@@ -70,12 +70,13 @@ bench: $(STAMP)  ## measure speed on the CPU, in minutes: ratios in turn, record
 bench-gpu: $(STAMP)  ## the same on a GPU, with every ViT and large batches
 	$(BENCH) encoder --compile --device cuda --dtype bf16 $(BENCH_OFFICIAL) --preset sparseformer_btsp_openai_clip_large \
 		--rival open_clip:ViT-L-14-336 --rival transformers:ViT-L-14-336 --rival open_clip:ViT-L-14 \
-		--rival open_clip:ViT-B-16 --batch 1 16 64 256
+		--rival open_clip:ViT-B-16 --rival-graphs --batch 1 16 64 256
 	$(BENCH) parts --device cuda --dtype bf16 --preset sparseformer_btsp_openai_clip_large --batch 1 256
-	$(BENCH) training --device cuda --dtype bf16 --teacher vit_l_14 --batch 64
+	$(BENCH) training --device cuda --dtype bf16 --teacher vit_l_14 --batch 256 --decoded
 	$(BENCH) memory --device cuda --dtype bf16 --preset sparseformer_btsp_openai_clip_large \
 		--teacher transformers:ViT-L-14
 	$(BENCH) answer --device cuda --dtype bf16 --llm 7b --batch 1 8 64
+	$(BENCH) answer --device cuda --dtype bf16 --llm 7b --batch 1 8 64 --graphs
 
 test-launcher: $(STAMP)  ## run the tests that start the deepspeed launcher (minutes)
 	SPARSE_VLM_LAUNCHER=1 OMP_NUM_THREADS=1 $(RUN) -m pytest -m launcher
