@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -97,9 +98,21 @@ def _build(options: argparse.Namespace, ours: SparseFormer) -> tuple[list[Candid
                 candidates.append(Candidate(f"ours, {word}", look, size, gmacs))
                 differences[f"ours, {word}"] = _check(ours, word, look)
         elif options.rival_graphs:
-            graphs: GraphedCalls[Any] = GraphedCalls(module, [*module.parameters(), *module.buffers()])
-            candidates.append(Candidate(f"{name}, graph", graphs, size, gmacs))
+            graphed = _graph(module, torch.zeros(1, 3, size, size, device=device, dtype=dtype))
+            if graphed is not None:
+                candidates.append(Candidate(f"{name}, graph", graphed, size, gmacs))
     return candidates, differences
+
+
+def _graph(module: nn.Module, pictures: Tensor) -> Callable[[Tensor], Any] | None:
+    """A rival through CUDA graphs; None, and a word about it, if it does what no graph can hold."""
+    calls: GraphedCalls[Any] = GraphedCalls(module, [*module.parameters(), *module.buffers()])
+    try:
+        calls(pictures)
+    except RuntimeError as error:
+        print(f"{type(module).__name__} does not run as a CUDA graph: {error}", file=sys.stderr)
+        return None
+    return calls
 
 
 def _variants(ours: SparseFormer, options: argparse.Namespace) -> dict[str, Callable[[Tensor], Any]]:

@@ -14,6 +14,7 @@ from bootstrap.muon import has_muon
 from eval.bench import growth, training
 from eval.bench.__main__ import main
 from eval.bench.data import make_photograph, plain_view
+from eval.bench.encoder import _graph
 from eval.bench.estimate import count_parts, work_of
 from eval.bench.rivals import build_ours, count_gmacs
 from sparse_vlm import SparseFormerConfig
@@ -199,6 +200,25 @@ def test_graphs_are_for_a_gpu(
 ) -> None:
     assert main([*words.split(), "--json", str(tmp_path / "none.jsonl")]) == 2
     assert reason in capsys.readouterr().err
+
+
+def test_rivals_run_as_graphs_or_are_left_out(
+    stand_in_graphs: list[tuple[int, ...]],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    vit, pictures = torch.nn.Conv2d(3, 4, 16), torch.randn(1, 3, 32, 32)
+    graphed = _graph(vit, torch.zeros_like(pictures))
+    assert graphed is not None
+    assert torch.equal(graphed(pictures), vit(pictures))
+    assert len(stand_in_graphs) == 1
+
+    def refuse(*words: object) -> None:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr("sparse_vlm.graphed_calls._capture", refuse)
+    assert _graph(vit, pictures) is None
+    assert "Conv2d does not run as a CUDA graph: operation not permitted" in capsys.readouterr().err
 
 
 def test_growth_draws_its_charts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
