@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import torch
 
+TRACES_FUNCTIONS = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2]) >= (2, 6)
+"""Whether this PyTorch's compiler traces autograd functions that have a ``setup_context``."""
+
 
 def is_compiling() -> bool:
     """Whether ``torch.compile`` or ``torch.export`` traces this very call."""
-    compiler = getattr(torch, "compiler", None)  # its test came after torch 2.1
-    return bool(compiler is not None and getattr(compiler, "is_compiling", bool)())
+    # The test came after torch 2.1.
+    return hasattr(torch.compiler, "is_compiling") and bool(torch.compiler.is_compiling())
 
 
 def is_exporting() -> bool:
     """Whether ``torch.export`` traces this call, whose result must run without this package."""
-    return bool(getattr(getattr(torch, "compiler", None), "is_exporting", bool)())
+    return hasattr(torch.compiler, "is_exporting") and bool(torch.compiler.is_exporting())

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .compiling import is_exporting
+from .compiling import TRACES_FUNCTIONS, is_compiling, is_exporting
 from .operators import register
 from .rois import at_least_fp32
 from .sampling_plain import sample_gradients_plain, sample_plain
@@ -30,6 +30,7 @@ def fits(feature_map: Tensor, points_xy: Tensor) -> bool:
         # Sums of gradients come in any order, here as in PyTorch; who forbids that is told by PyTorch.
         and not torch.are_deterministic_algorithms_enabled()
         and not is_exporting()
+        and (TRACES_FUNCTIONS or not is_compiling())
     )
 
 
