@@ -66,6 +66,9 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     parts = []
     with torch.inference_mode():
         for batch in options.batch:
+            if options.compile or options.autotune:
+                # Beyond a few shapes nothing more is compiled; every batch size begins anew.
+                torch.compiler.reset()
             works: dict[str, Callable[[], Any]] = {}
             for candidate in candidates:
                 works[candidate.name] = _work(candidate, batch, device, dtype)
