@@ -54,4 +54,5 @@ def sample_gradients_plain(
         (True, True),
     )
     by_points = torch.where(points_xy.isfinite(), 2.0 * by_grid, 0.0).to(points_xy.dtype)
-    return by_map.to(feature_map.dtype).contiguous(memory_format=torch.channels_last), by_points
+    by_cells = by_map.to(feature_map.dtype).permute(0, 2, 3, 1).contiguous()  # (B, H, W, C)
+    return by_cells.permute(0, 3, 1, 2), by_points

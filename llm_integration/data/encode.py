@@ -70,6 +70,9 @@ class ChatEncoder:
             BadRecordError: if the template cannot render it, if a picture is cut, or if no answer is left.
         """
         text, spans = self._expand(*self.render(messages, where))
+        closes = self.closing is not None and bool(messages) and messages[-1]["role"] == "assistant"
+        if closes:
+            text = text.rstrip()
         bos = self.tokenizer.bos_token
         encoded = self.tokenizer(
             text,
@@ -87,7 +90,7 @@ class ChatEncoder:
                 break
             if end > start >= spans[span][0] and ids[position] != self.image_id:
                 labels[position] = ids[position]
-        if self.closing is not None and spans and messages[-1]["role"] == "assistant":
+        if closes and self.closing is not None:
             ids, labels = [*ids, self.closing], [*labels, self.closing]
         wanted = ids.count(self.image_id)
         ids, labels = ids[: self.max_length], labels[: self.max_length]
@@ -117,7 +120,11 @@ class ChatEncoder:
                 raise BadRecordError(
                     f"{where}: the chat template leaves the answer out; choose another template"
                 )
-            spans.append((len(prompt), end_of_answer(upto, len(prompt), self.specials)[0]))
+            end, sign = end_of_answer(upto, len(prompt), self.specials)
+            if sign is None and self.closing is not None:
+                # White space behind an answer belongs to the next turn, whose first token may begin in it.
+                end = max(len(prompt), len(upto.rstrip()))
+            spans.append((len(prompt), end))
         return whole, spans
 
     def _expand(self, text: str, spans: list[tuple[int, int]]) -> tuple[str, list[tuple[int, int]]]:

@@ -46,6 +46,8 @@ print("equal")
 INSIDE = """
 import torch
 from sparse_vlm import SparseFormerConfig, build_encoder, sampling_kernel, sampling_operator
+from sparse_vlm.sampling import sample_features
+from sparse_vlm.sampling_plain import sample_plain
 small = SparseFormerConfig(
     width=48, depth=1, heads=4, mlp_width=64, focusing_width=32, focusing_heads=2, focusing_mlp_width=32,
     stem_channels=12, num_points=9, mixing_points=6, generator_width=8, num_latents=5,
@@ -96,6 +98,14 @@ same(gradients(encoder), plain)
 assert len(launched) == count
 torch.use_deterministic_algorithms(False)
 feature_map, points, _ = sampling_operator.build_problem("cpu", torch.float32, 16)
+
+def second_order(read):
+    inputs = feature_map.clone().requires_grad_(), points.clone().requires_grad_()
+    first = torch.autograd.grad(read(*inputs).pow(3).sum(), inputs, create_graph=True)
+    return torch.autograd.grad(sum(one.pow(2).sum() for one in first), inputs)
+
+for ours, wanted in zip(second_order(sample_features), second_order(sample_plain), strict=True):
+    torch.testing.assert_close(ours, wanted, rtol=1e-4, atol=1e-4 * float(wanted.abs().max()))
 inputs = feature_map, points, "border"
 torch.library.opcheck(sampling_operator._operator, inputs, test_utils=("test_schema", "test_faketensor"))
 print("equal")
