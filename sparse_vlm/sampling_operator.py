@@ -98,7 +98,7 @@ class Sample(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
         # Who wants gradients of gradients gets PyTorch's, which have some.
-        by_hand = sample_gradients_plain if torch.is_grad_enabled() else _gradients_operator
+        by_hand: Any = sample_gradients_plain if torch.is_grad_enabled() else _gradients_operator
         by_map, by_points = by_hand(gradients[0], *ctx.saved_tensors, ctx.padding)
         return by_map, by_points, None
 
