@@ -140,7 +140,7 @@ class SparseFormerVisionTower(nn.Module):
         self._graphs = None
         if enable:
             self._check_loaded()
-            self._graphs = GraphedCalls(self._select, self.encoder.parameters())
+            self._graphs = GraphedCalls(self._select, self.encoder)
 
     def requires_grad_(self, requires_grad: bool = True) -> SparseFormerVisionTower:
         """Set gradients of a tuned encoder, except where the chosen layer does not depend on a parameter.

@@ -25,6 +25,7 @@ from .sampling import sample_features
 _DEVICES = ("cuda",)
 # Largest difference to the plain path, as a share of the largest value.
 _TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}
+_TF32 = 2e-3
 
 
 class Sight(NamedTuple):
@@ -120,7 +121,7 @@ def look_fused(sight: Sight, padding: str = "border") -> Tensor:
     """:func:`look` in one Triton kernel; without gradients."""
     from .fused_kernel import launch
 
-    return launch(*sight, padding == "zeros")
+    return launch(*sight, padding == "zeros", is_exact(sight.feature_map.dtype))
 
 
 def _fits(sight: Sight) -> bool:
@@ -143,13 +144,26 @@ def _fits(sight: Sight) -> bool:
     )
 
 
-def _kind(sight: Sight) -> tuple[torch.device, torch.dtype, tuple[int, int, int], bool]:
-    return sight.feature_map.device, sight.feature_map.dtype, sight.sizes, sight.channel_bias is not None
+def _kind(sight: Sight) -> tuple[torch.device, torch.dtype, tuple[int, int, int], bool, bool]:
+    feature_map, bias = sight.feature_map, sight.channel_bias is not None
+    return feature_map.device, feature_map.dtype, sight.sizes, bias, is_exact(feature_map.dtype)
+
+
+def is_exact(dtype: torch.dtype) -> bool:
+    """Whether CUDA's products of fp32 numbers are to be fp32's, and not TF32's."""
+    matmul = torch.backends.cuda.matmul
+    precision = getattr(matmul, "fp32_precision", "none")  # since torch 2.9, which refuses to mix the two
+    return dtype == torch.float32 and (not matmul.allow_tf32 if precision == "none" else precision == "ieee")
 
 
 @functools.cache
 def _agrees(
-    device: torch.device, dtype: torch.dtype, sizes: tuple[int, int, int], bias: bool, padding: str
+    device: torch.device,
+    dtype: torch.dtype,
+    sizes: tuple[int, int, int],
+    bias: bool,
+    exact: bool,
+    padding: str,
 ) -> bool:
     """Whether the kernel runs here and says what the plain path says; asked once for each kind of problem."""
     if importlib.util.find_spec("triton") is None:
@@ -161,7 +175,7 @@ def _agrees(
     except Exception as error:  # a compiler or driver that will not do
         warnings.warn(f"the fused look does not run here and is left out: {error}", stacklevel=2)
         return False
-    if not difference <= _TOLERANCE[dtype]:
+    if not difference <= (_TF32 if dtype == torch.float32 and not exact else _TOLERANCE[dtype]):
         warnings.warn(f"the fused look differs by {difference:.1e} here and is left out", stacklevel=2)
         return False
     return True

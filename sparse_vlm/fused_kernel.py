@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -71,15 +70,15 @@ def launch(
     channel_bias: Tensor | None,
     point_bias: Tensor | None,
     zeros: bool,
+    exact: bool,
 ) -> Tensor:
-    """Run the kernel; arguments are the fields of :class:`sparse_vlm.fused.Sight`, the result is a look's."""
+    """Run the kernel on the fields of a :class:`sparse_vlm.fused.Sight`; ``exact``: no TF32."""
     batch, channels, height, width = feature_map.shape
     count, points = points_xy.shape[1:3]
     queries = by_point.shape[-2]
     mixed = feature_map.new_empty(batch, count, queries * channels)
     if mixed.numel() == 0:
         return mixed
-    exact = feature_map.dtype == torch.float32 and not torch.backends.cuda.matmul.allow_tf32
     with launching_on(feature_map.device):
         look_kernel[(batch * count,)](
             feature_map.permute(0, 2, 3, 1).contiguous(),  # (B, H, W, C): no copy of the stem's own layout

@@ -36,8 +36,7 @@ class GraphedEncoder:
             raise ValueError(f"CUDA graphs need the encoder on a CUDA device, it is on {encoder.device}")
         self.encoder = encoder
         function = encoder if compile is None else _compile(encoder, compile)
-        weights = [*encoder.parameters(), *encoder.buffers()]
-        self.calls: GraphedCalls[EncoderOutput] = GraphedCalls(function, weights, keep)
+        self.calls: GraphedCalls[EncoderOutput] = GraphedCalls(function, encoder, keep)
 
     def __call__(
         self, images: Tensor, num_tokens: int | None = None, hidden_states: bool = False

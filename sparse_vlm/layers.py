@@ -12,8 +12,11 @@ from torch import Tensor, nn
 def quick_gelu(x: Tensor) -> Tensor:
     """OpenAI CLIP's approximation of GELU, x * sigmoid(1.702 x).
 
-    Written as silu(1.702 x) / 1.702, for whose gradient one tensor is kept instead of two.
+    Written as silu(1.702 x) / 1.702, for whose gradient one tensor is kept instead of two; but not in fp16,
+    whose largest number is too near.
     """
+    if x.dtype == torch.float16:
+        return x * torch.sigmoid(1.702 * x)
     scaled = 1.702 * x
     if torch.is_grad_enabled() and x.requires_grad:
         return F.silu(scaled) * (1 / 1.702)

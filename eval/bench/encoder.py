@@ -109,7 +109,7 @@ def _build(options: argparse.Namespace, ours: SparseFormer) -> tuple[list[Candid
 
 def _graph(module: nn.Module, pictures: Tensor) -> Callable[[Tensor], Any] | None:
     """A rival through CUDA graphs; None, and a word about it, if it does what no graph can hold."""
-    calls: GraphedCalls[Any] = GraphedCalls(module, [*module.parameters(), *module.buffers()])
+    calls: GraphedCalls[Any] = GraphedCalls(module, module)
     try:
         calls(pictures)
     except RuntimeError as error:

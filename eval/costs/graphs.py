@@ -20,9 +20,7 @@ def graph_tower(tower: Any) -> None:
         tower.use_graphs()
         return
     plain = tower.forward
-    calls: GraphedCalls[Any] = GraphedCalls(
-        lambda pixels, settings: plain(pixels, **dict(settings)), [*tower.parameters(), *tower.buffers()]
-    )
+    calls: GraphedCalls[Any] = GraphedCalls(lambda pixels, settings: plain(pixels, **dict(settings)), tower)
 
     def forward(pixel_values: Tensor, **settings: Any) -> Any:
         given = {key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()}

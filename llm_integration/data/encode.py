@@ -69,7 +69,15 @@ class ChatEncoder:
         Raises:
             BadRecordError: if the template cannot render it, if a picture is cut, or if no answer is left.
         """
-        text, spans = self._expand(*self.render(messages, where))
+        text, spans = self.render(messages, where)
+        marks = sum(message["content"].count(IMAGE_MARK) for message in messages)
+        written = text.count(IMAGE_MARK)
+        if written != marks:
+            raise BadRecordError(
+                f"{where}: the chat template writes {written} of {marks} pictures as {IMAGE_MARK}; choose "
+                "another template"
+            )
+        text, spans = self._expand(text, spans)
         closes = self.closing is not None and bool(messages) and messages[-1]["role"] == "assistant"
         if closes:
             text = text.rstrip()

@@ -83,8 +83,7 @@ class SparseFormerVisionModel(PreTrainedModel):
         The first pictures of each batch size are slow: they are recorded. On other devices, with gradients
         and under a compiler everything stays as it was.
         """
-        weights = [*self.parameters(), *self.buffers()]
-        self._graphs = GraphedCalls(self._see, weights) if enable else None
+        self._graphs = GraphedCalls(self._see, self) if enable else None
 
     @property
     def gradient_checkpointing(self) -> bool:

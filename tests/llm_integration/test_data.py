@@ -345,6 +345,12 @@ def test_an_answer_that_was_cut_is_not_ended(tokenizer: Any) -> None:
     assert tokenizer.eos_token_id not in cut.labels
 
 
+def test_a_template_with_another_mark_for_pictures_is_named(tokenizer: Any) -> None:
+    encoder = ChatEncoder(tokenizer, build_template("own", PARTS.replace("<image>", "[img]")), N, 4096)
+    with pytest.raises(BadRecordError, match="r: the chat template writes 0 of 2 pictures as <image>"):
+        encoder.encode(_messages("<image><image>Which?", "the first"), "r")
+
+
 def test_a_template_that_leaves_answers_out_is_named(tokenizer: Any) -> None:
     template = build_template("own", "{% for m in messages %}{{ m.role }}{% endfor %}")
     with pytest.raises(BadRecordError, match="leaves the answer out; choose another template"):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from sparse_vlm import build_encoder, fused
-from tests.sparse_vlm.kernels import needs_triton, run_python
+from tests.sparse_vlm.kernels import needs_operators, needs_triton, run_python
 
 INTERPRETED = """
 import torch
@@ -68,6 +68,29 @@ torch.library.opcheck(fused._look_operator, (*problem, "zeros"), test_utils=chec
 print("equal")
 """
 
+TF32 = """
+import torch
+from sparse_vlm import fused
+fused._DEVICES = ("cpu",)
+sight = fused.build_problem("cpu", torch.float32, (16, 16, 16), False)
+matmul = torch.backends.cuda.matmul
+with torch.no_grad():
+    wanted = fused.look_plain(sight)
+    assert fused.is_exact(torch.float32) and not fused.is_exact(torch.bfloat16)
+    torch.testing.assert_close(fused.look(sight), wanted)
+    matmul.allow_tf32 = True
+    assert not fused.is_exact(torch.float32)
+    torch.testing.assert_close(fused.look(sight), wanted, rtol=1e-2, atol=1e-2)
+    matmul.allow_tf32 = False
+    assert fused.is_exact(torch.float32)
+    for precision in ("tf32", "ieee"):
+        matmul.fp32_precision = precision
+        assert fused.is_exact(torch.float32) == (precision == "ieee")
+        torch.testing.assert_close(fused.look(sight), wanted, rtol=1e-2, atol=1e-2)
+assert fused._agrees.cache_info().currsize == 2
+print("equal")
+"""
+
 COMPILED = """
 import triton
 from triton.backends.compiler import GPUTarget
@@ -98,8 +121,14 @@ def test_interpreted_kernel_equals_plain() -> None:
 
 @needs_triton
 @pytest.mark.skipif(
-    not hasattr(torch.library, "register_fake"), reason="torch's operators know shapes since 2.4"
+    not hasattr(torch.backends.cuda.matmul, "fp32_precision"), reason="torch says it so since 2.9"
 )
+def test_either_way_to_ask_for_tf32() -> None:
+    assert run_python(TF32, TRITON_INTERPRET="1") == "equal"
+
+
+@needs_triton
+@needs_operators
 def test_a_compiler_takes_the_kernel_as_one_operator() -> None:
     assert run_python(INSIDE_A_COMPILER, TRITON_INTERPRET="1") == "equal"
 
@@ -126,7 +155,7 @@ def test_kernel_is_left_out_where_it_does_not_fit(monkeypatch: pytest.MonkeyPatc
 
 
 def test_kernel_that_disagrees_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    kind = (torch.device("cpu"), torch.float32, (16, 64, 32), False, "border")
+    kind = (torch.device("cpu"), torch.float32, (16, 64, 32), False, True, "border")
     monkeypatch.setattr(fused.importlib.util, "find_spec", lambda name: object())
     for answer, agrees in ((1.0, True), (1.001, False)):
         monkeypatch.setattr(fused, "look_fused", lambda *p, f=answer: f * fused.look_plain(*p))

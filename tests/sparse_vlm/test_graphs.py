@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import pickle
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import pytest
@@ -35,7 +37,7 @@ class _Twice(nn.Module):
 
 def _build(keep: int = 8) -> tuple[_Twice, GraphedCalls[_Seen]]:
     module = _Twice()
-    return module, GraphedCalls(module, module.parameters(), keep)
+    return module, GraphedCalls(module, module, keep)
 
 
 def test_one_recording_for_each_kind_of_call(stand_in_graphs: list[tuple[int, ...]]) -> None:
@@ -84,6 +86,40 @@ def test_weights_that_move_are_recorded_anew(stand_in_graphs: list[tuple[int, ..
     module.double()
     assert calls(torch.ones(1, 3)).doubled.dtype == torch.float64
     assert len(stand_in_graphs) == 2
+
+
+def test_weights_that_are_exchanged_are_recorded_anew(stand_in_graphs: list[tuple[int, ...]]) -> None:
+    module, calls = _build()
+    calls(torch.ones(1, 3))
+    kept = module.weight  # so that the new one cannot lie in its place
+    module.load_state_dict({"weight": torch.full((1,), 7.0)}, assign=True)
+    assert calls(torch.ones(1, 3)).doubled[0, 0] == 7
+    assert len(stand_in_graphs) == 2
+    assert kept[0] == 2
+
+
+def test_threads_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    def capture(work: Callable[[], _Seen], pictures: Tensor) -> tuple[Callable[[], None], _Seen]:
+        output = work()
+
+        def replay() -> None:
+            again = work()
+            time.sleep(1e-4)  # another thread's chance
+            output.doubled.copy_(again.doubled)
+
+        return replay, output
+
+    monkeypatch.setattr("sparse_vlm.graphed_calls._capture", capture)
+    monkeypatch.setattr(GraphedCalls, "_check_devices", lambda calls: None)
+    _, calls = _build()
+    calls(torch.ones(1, 3))
+
+    def ask(value: float) -> bool:
+        pictures = torch.full((1, 3), value)
+        return all(torch.equal(calls(pictures).doubled, 2 * pictures) for _ in range(50))
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(ask, range(4)))
 
 
 @pytest.mark.parametrize("copier", [copy.deepcopy, lambda calls: pickle.loads(pickle.dumps(calls))])

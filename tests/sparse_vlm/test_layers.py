@@ -50,3 +50,9 @@ def test_quick_gelu_is_its_formula_and_keeps_one_tensor() -> None:
         assert torch.equal(quick_gelu(x), got)  # in place, but not in the caller's memory
     assert torch.equal(quick_gelu(before), got)
     assert torch.equal(before, x)
+
+
+def test_quick_gelu_of_the_largest_half_precision_numbers() -> None:
+    ends = torch.tensor([-65504.0, -40000.0, 0.0, 40000.0, 65504.0])
+    for dtype in (torch.float16, torch.bfloat16, torch.float32):
+        torch.testing.assert_close(quick_gelu(ends.to(dtype)).float(), ends.clamp(min=0), rtol=1e-2, atol=0)
