@@ -152,7 +152,10 @@ def _kind(sight: Sight) -> tuple[torch.device, torch.dtype, tuple[int, int, int]
 def is_exact(dtype: torch.dtype) -> bool:
     """Whether CUDA's products of fp32 numbers are to be fp32's, and not TF32's."""
     matmul = torch.backends.cuda.matmul
-    precision = getattr(matmul, "fp32_precision", "none")  # since torch 2.9, which refuses to mix the two
+    try:
+        precision = matmul.fp32_precision  # since torch 2.9, which refuses to mix the two
+    except (AttributeError, AssertionError):
+        precision = "none"
     return dtype == torch.float32 and (not matmul.allow_tf32 if precision == "none" else precision == "ieee")
 
 
