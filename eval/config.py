@@ -14,6 +14,8 @@ from eval.task import LLAVA
 from sparse_vlm.settings import SettingsError, build_settings
 
 SettingsT = TypeVar("SettingsT")
+WEIGHTS = "weights_sha256"
+"""Beside a run's settings in its folder: a model may be trained again in place."""
 
 
 @dataclass(frozen=True)

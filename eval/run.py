@@ -21,7 +21,7 @@ import torch.distributed as dist
 
 from eval.answers import InputError, name_some, read_text
 from eval.compare import SCORES
-from eval.config import RunSettings, load_settings
+from eval.config import WEIGHTS, RunSettings, load_settings
 from eval.engine import (
     SKIPPED,
     AnswerStore,
@@ -46,7 +46,6 @@ CONFIG = "config.json"
 ORIGINS = "origins.json"  # one entry for each start that asked questions
 # What may differ when a run is taken up again: nothing an answer depends on.
 _FREE = ("batch", "device", "max_bad_pictures")
-_HASH = "weights_sha256"  # beside the settings: a model may be trained again in place
 _WEIGHTS = (".safetensors", ".bin", ".pt")
 
 
@@ -141,17 +140,17 @@ def claim(out: Path, settings: RunSettings, weights: str | None = None) -> None:
     """
     ours = _to_plain(settings)
     if weights is not None:
-        ours[_HASH] = weights
+        ours[WEIGHTS] = weights
     path = out / CONFIG
     begun = path.is_file() and any(entry.name not in (CONFIG, ORIGINS) for entry in out.iterdir())
     if begun:
         theirs = json.loads(read_text(path))
-        if theirs.get(_HASH, weights) != weights and weights is not None:
+        if theirs.get(WEIGHTS, weights) != weights and weights is not None:
             raise InputError(
                 f"{out} holds answers of other weights than {settings.model} has now; name another folder "
                 "with out=…."
             )
-        ours.pop(_HASH, None)
+        ours.pop(WEIGHTS, None)
         changed = [key for key in ours if key not in _FREE and theirs.get(key) != ours[key]]
         if changed:
             what = ", ".join(f"{key}: {theirs.get(key)!r} there, {ours[key]!r} here" for key in changed)
