@@ -14,6 +14,7 @@ from sparse_vlm.encoder import SparseFormer
 from sparse_vlm.inherit import InheritPlan, InheritReport, inherit
 from sparse_vlm.packed import pack_linears
 
+from .teachers.activation import fuse_quick_gelu
 from .teachers.locate import load_trunk
 from .teachers.spec import TeacherError, TeacherOutput, TeacherSpec
 from .teachers.trunk import Trunk
@@ -39,6 +40,7 @@ class Teacher(nn.Module):
     def __init__(self, trunk: Trunk) -> None:
         super().__init__()
         self.trunk = trunk
+        fuse_quick_gelu(trunk)
         self.requires_grad_(False)
         self.train(False)
 

@@ -16,4 +16,5 @@ def is_compiling() -> bool:
 
 def is_exporting() -> bool:
     """Whether ``torch.export`` traces this call, whose result must run without this package."""
-    return hasattr(torch.compiler, "is_exporting") and bool(torch.compiler.is_exporting())
+    # Not torch.compiler.is_exporting(), which several releases of its compiler (2.11, say) take for true.
+    return bool(getattr(torch.compiler, "_is_exporting_flag", False))

@@ -10,19 +10,17 @@ operator and chooses when that runs.
 from __future__ import annotations
 
 import functools
-import importlib.util
-import warnings
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .agreement import agree, has_kernels
 from .compiling import is_compiling, is_exporting
 from .operators import register
 from .sampling import sample_features
 
-_DEVICES = ("cuda",)
 # Largest difference to the plain path, as a share of the largest value.
 _TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}
 _TF32 = 2e-3
@@ -126,7 +124,7 @@ def look_fused(sight: Sight, padding: str = "border") -> Tensor:
 
 def _fits(sight: Sight) -> bool:
     """Whether the kernel can take these tensors."""
-    if sight.feature_map.device.type not in _DEVICES or torch.is_grad_enabled():
+    if not has_kernels(sight.feature_map) or torch.is_grad_enabled():
         return False
     by_channel, by_point = sight.by_channel, sight.by_point
     points, channels, _ = sizes = sight.sizes
@@ -169,19 +167,13 @@ def _agrees(
     padding: str,
 ) -> bool:
     """Whether the kernel runs here and says what the plain path says; asked once for each kind of problem."""
-    if importlib.util.find_spec("triton") is None:
-        return False
     problem = build_problem(device, dtype, sizes, bias)
-    try:
-        fused, plain = look_fused(problem, padding).float(), look_plain(problem, padding).float()
-        difference = float((fused - plain).abs().max() / plain.abs().max())
-    except Exception as error:  # a compiler or driver that will not do
-        warnings.warn(f"the fused look does not run here and is left out: {error}", stacklevel=2)
-        return False
-    if not difference <= (_TF32 if dtype == torch.float32 and not exact else _TOLERANCE[dtype]):
-        warnings.warn(f"the fused look differs by {difference:.1e} here and is left out", stacklevel=2)
-        return False
-    return True
+    return agree(
+        "the fused look",
+        lambda: [look_fused(problem, padding)],
+        lambda: [look_plain(problem, padding)],
+        _TF32 if dtype == torch.float32 and not exact else _TOLERANCE[dtype],
+    )
 
 
 def build_problem(

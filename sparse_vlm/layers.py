@@ -2,37 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-
-def quick_gelu(x: Tensor) -> Tensor:
-    """OpenAI CLIP's approximation of GELU, x * sigmoid(1.702 x).
-
-    Written as silu(1.702 x) / 1.702, for whose gradient one tensor is kept instead of two; but not in fp16,
-    whose largest number is too near.
-    """
-    if x.dtype == torch.float16:
-        return x * torch.sigmoid(1.702 * x)
-    scaled = 1.702 * x
-    if torch.is_grad_enabled() and x.requires_grad:
-        return F.silu(scaled) * (1 / 1.702)
-    return F.silu(scaled, inplace=True).mul_(1 / 1.702)
-
-
-def gelu_tanh(x: Tensor) -> Tensor:
-    """GELU in its tanh approximation (SigLIP)."""
-    return F.gelu(x, approximate="tanh")
-
-
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "gelu": F.gelu,
-    "quick_gelu": quick_gelu,
-    "gelu_tanh": gelu_tanh,
-}
+from .activations import ACTIVATIONS
+from .norms import add_norm
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -46,7 +21,23 @@ def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         with torch.autocast("cpu", enabled=False):  # which would cast it back
             mixed = F.scaled_dot_product_attention(query.float(), key.float(), value.float())
         return mixed.to(query.dtype)
+    if _is_short(query):
+        return torch.ops.aten._scaled_dot_product_efficient_attention(query, key, value, None, False)[0]
     return F.scaled_dot_product_attention(query, key, value)
+
+
+def _is_short(query: Tensor) -> bool:
+    """Whether PyTorch's memory-efficient attention is the fastest, which it does not choose by itself.
+
+    On an H200 with PyTorch 2.11, 256 pictures of 64 tokens and 16 heads in bf16: 0.08 ms; by itself 0.11 ms.
+    """
+    return (
+        query.is_cuda
+        and query.dtype in (torch.bfloat16, torch.float16)
+        and query.shape[-2] <= 128
+        and query.shape[-1] % 8 == 0
+        and not torch.is_grad_enabled()
+    )
 
 
 class Attention(nn.Module):
@@ -79,7 +70,7 @@ class Mlp(nn.Module):
     Args:
         width: token width D.
         hidden: hidden width.
-        activation: a key of :data:`ACTIVATIONS`.
+        activation: a key of :data:`sparse_vlm.activations.ACTIVATIONS`.
     """
 
     def __init__(self, width: int, hidden: int, activation: str = "gelu") -> None:
@@ -112,7 +103,7 @@ class TransformerBlock(nn.Module):
         width: token width D.
         heads: attention heads.
         mlp_width: hidden width of the MLP.
-        activation: a key of :data:`ACTIVATIONS`.
+        activation: a key of :data:`sparse_vlm.activations.ACTIVATIONS`.
         norm_eps: epsilon of the layer norms.
         qkv_bias: bias on query, key and value.
         layer_scale: learned residual scales.
@@ -138,8 +129,9 @@ class TransformerBlock(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, N, D) to (B, N, D)."""
-        tokens = tokens + self.ls1(self.attn(self.norm1(tokens)))
-        return tokens + self.ls2(self.mlp(self.norm2(tokens)))
+        tokens, normed = add_norm(tokens, None, self.norm1)
+        tokens, normed = add_norm(tokens, self.ls1(self.attn(normed)), self.norm2)
+        return tokens + self.ls2(self.mlp(normed))
 
 
 @torch.no_grad()

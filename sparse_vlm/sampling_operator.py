@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
-import warnings
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .agreement import agree, has_kernels
 from .compiling import TRACES_FUNCTIONS, is_compiling, is_exporting
 from .operators import register
-from .rois import at_least_fp32
 from .sampling_plain import sample_gradients_plain, sample_plain
 
-_DEVICES = ("cuda",)
 # Largest difference to the plain path, as a share of the largest value.
 _TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
 
@@ -24,7 +21,7 @@ def fits(feature_map: Tensor, points_xy: Tensor) -> bool:
     """Whether the kernels can take these tensors."""
     return (
         _operator is not None
-        and feature_map.device.type in _DEVICES
+        and has_kernels(feature_map)
         and feature_map.dtype in _TOLERANCE
         and points_xy.dtype == torch.float32
         # Sums of gradients come in any order, here as in PyTorch; who forbids that is told by PyTorch.
@@ -106,33 +103,20 @@ class Sample(torch.autograd.Function):
 @functools.cache
 def _agrees(device: torch.device, dtype: torch.dtype, channels: int, padding: str) -> bool:
     """Whether the kernels run here and say what the plain path says; asked once for each kind of problem."""
-    if importlib.util.find_spec("triton") is None:
-        return False
     feature_map, points_xy, gradient = build_problem(device, dtype, channels)
-    zeros = padding == "zeros"
-    try:
+
+    def kernels() -> tuple[Tensor, ...]:
         from .sampling_kernel import launch_gradients, launch_samples
 
-        with torch.no_grad():
-            ours = (
-                launch_samples(feature_map, points_xy, zeros),
-                *launch_gradients(gradient, feature_map, points_xy, zeros),
-            )
-            plain = (
-                sample_plain(feature_map, points_xy, padding),
-                *sample_gradients_plain(gradient, feature_map, points_xy, padding),
-            )
-        difference = max(
-            float((one - other).abs().max() / other.abs().max())
-            for one, other in zip(map(at_least_fp32, ours), map(at_least_fp32, plain), strict=True)
-        )
-    except Exception as error:  # a compiler or driver that will not do
-        warnings.warn(f"the sampling kernels do not run here and are left out: {error}", stacklevel=2)
-        return False
-    if not difference <= _TOLERANCE[dtype]:
-        warnings.warn(f"the sampling kernels differ by {difference:.1e} here and are left out", stacklevel=2)
-        return False
-    return True
+        zeros = padding == "zeros"
+        by_map, by_points = launch_gradients(gradient, feature_map, points_xy, zeros)
+        return launch_samples(feature_map, points_xy, zeros), by_map, by_points
+
+    def plain() -> tuple[Tensor, ...]:
+        by_map, by_points = sample_gradients_plain(gradient, feature_map, points_xy, padding)
+        return sample_plain(feature_map, points_xy, padding), by_map, by_points
+
+    return agree("the sampling kernel", kernels, plain, _TOLERANCE[dtype])
 
 
 def build_problem(

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .norms import pool_norm
+
 
 class EarlyConvolution(nn.Module):
     """7x7 stride-2 convolution, ReLU, 3x3 stride-2 max-pool, layer norm per map cell without gain or bias.
@@ -26,10 +28,43 @@ class EarlyConvolution(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Map pictures (B, 3, H, W) to features (B, C, ceil(H/4), ceil(W/4))."""
-        # Channels last in memory: the layer norm and every sample read the C numbers of a cell together, and
-        # on a CPU convolution and pooling are several times faster. In these words vmap understands it too.
-        x = self.conv(images.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2))  # (B, C, H/2, W/2)
-        # Pooling first: a maximum commutes with ReLU and leaves it a quarter of the cells.
-        x = F.relu(F.max_pool2d(x, kernel_size=3, stride=2, padding=1))
-        x = x.permute(0, 2, 3, 1)  # (B, H/4, W/4, C)
-        return F.layer_norm(x, (x.shape[-1],)).permute(0, 3, 1, 2)  # (B, C, H/4, W/4)
+        weight, bias = self.conv.weight, self.conv.bias
+        assert bias is not None
+        convolve = convolve_cells if _has_tensor_cores(images) else convolve_plain
+        return pool_norm(convolve(images, weight), bias)  # (B, C, H/4, W/4)
+
+
+def convolve_plain(images: Tensor, weight: Tensor) -> Tensor:
+    """7x7 stride-2 convolution without bias, (B, 3, H, W) to (B, C, ceil(H/2), ceil(W/2)), channels last."""
+    # Channels last in memory: the layer norm and every sample read the C numbers of a cell together, and
+    # on a CPU convolution and pooling are several times faster. In these words vmap understands it too.
+    return F.conv2d(_channels_last(images), weight, stride=2, padding=3)
+
+
+def convolve_cells(images: Tensor, weight: Tensor) -> Tensor:
+    """:func:`convolve_plain` as a 4x4 convolution of stride one over cells of 2 x 2 pixels.
+
+    The same sums. A GPU's tensor cores take channels by eights and had little use for three of them; a cell
+    has twelve, and four zeros. On an H200 with PyTorch 2.11, 256 pictures in bf16: 1.6 ms, now 0.6 ms.
+    """
+    height, width = images.shape[-2:]
+    # The 7 x 7 weights become 8 x 8 by a row and a column of zeros before them.
+    cells = _gather(F.pad(images, (4, 2 + width % 2, 4, 2 + height % 2, 0, 1)))
+    return F.conv2d(cells, _gather(F.pad(weight, (1, 0, 1, 0, 0, 1))))
+
+
+def _gather(pixels: Tensor) -> Tensor:
+    """Cells of 2 x 2 pixels: (B, C, 2H, 2W) to (B, 4C, H, W), channels last, in one copy."""
+    batch, channels, height, width = pixels.shape
+    split = pixels.reshape(batch, channels, height // 2, 2, width // 2, 2).permute(0, 2, 4, 1, 3, 5)
+    return split.reshape(batch, height // 2, width // 2, 4 * channels).permute(0, 3, 1, 2)
+
+
+def _channels_last(images: Tensor) -> Tensor:
+    return images.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+
+
+def _has_tensor_cores(images: Tensor) -> bool:
+    """Whether the convolution is one of half-precision numbers on a GPU."""
+    half = images.dtype in (torch.bfloat16, torch.float16) or torch.is_autocast_enabled()
+    return images.is_cuda and half

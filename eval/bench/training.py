@@ -6,6 +6,7 @@ import argparse
 import copy
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="pictures are decoded beforehand, for both loops: a run's loader processes do that",
     )
     parser.add_argument("--compile", action="store_true", help="our student compiled, too (minutes)")
+    parser.add_argument(
+        "--steps", type=int, default=1, help="steps in a row, waited for once behind the last, as a run does"
+    )
     parser.add_argument("--warmup", type=float, default=0.2, help="share of warm-up steps (default 0.2)")
 
 
@@ -57,17 +61,21 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         InputError: If a setting makes no sense.
     """
     width, _, height = options.jpeg.partition("x")
-    if options.batch < 1 or not 0 <= options.warmup <= 1 or not (width.isdigit() and height.isdigit()):
-        raise InputError("--batch is at least 1, --warmup a share from 0 to 1, --jpeg WIDTHxHEIGHT.")
+    sensible = min(options.batch, options.steps) >= 1 and 0 <= options.warmup <= 1
+    if not (sensible and width.isdigit() and height.isdigit()):
+        raise InputError(
+            "--batch and --steps are at least 1, --warmup a share from 0 to 1, --jpeg WIDTHxHEIGHT."
+        )
     photograph = make_photograph(int(width), int(height))
     teacher = build_teacher(options.teacher).to(options.device, options.torch_dtype)
     plan = InheritPlan.thirds(teacher.spec.depth, None, None, None)
     with tempfile.TemporaryDirectory() as folder:
         steps = _build_steps(teacher, plan, photograph, Path(folder), options)
         updates = _build_updates(teacher, plan)
-        laps = take_turns(steps | updates, options.rounds, options.device)
+        rows = {name: _repeat(step, options.steps) for name, step in steps.items()}
+        laps = take_turns(rows | updates, options.rounds, options.device)
     report: dict[str, Any] = {"teacher": options.teacher, "batch": options.batch, "steps": {}}
-    report["decoding"] = not options.decoded
+    report["decoding"], report["steps_in_a_row"] = not options.decoded, options.steps
     report["updates"] = {
         name: {clock: vars(laps[name].summary(clock)) for clock in ("wall", "cpu")} for name in updates
     }
@@ -75,8 +83,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         lap = laps[name]
         report["steps"][name] = {
             clock: {
-                **vars(lap.summary(clock)),
-                "pictures_a_second": options.batch / lap.summary(clock).median,
+                **vars(_divide(lap.summary(clock), options.steps)),
+                "pictures_a_second": options.batch * options.steps / lap.summary(clock).median,
                 "times_faster": vars(ratio(laps[PLAIN], lap, clock)),
             }
             for clock in ("wall", "cpu")
@@ -88,6 +96,18 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         report["whole_run_compiled"] = _whole_run(laps, options.warmup, COMPILED)
     report["warmup"] = options.warmup
     return report
+
+
+def _divide(timing: Timing, steps: int) -> Timing:
+    return replace(timing, **{name: getattr(timing, name) / steps for name in ("median", "low", "high")})
+
+
+def _repeat(step: Callable[[], Any], times: int) -> Callable[[], Any]:
+    def steps() -> None:
+        for _ in range(times):
+            step()
+
+    return steps
 
 
 def _whole_run(laps: dict[str, Laps], warmup: float, precision: str) -> dict[str, float]:
@@ -238,6 +258,8 @@ def show(report: dict[str, Any]) -> str:
     if "whole_run_compiled" in report:
         whole += f", compiled {report['whole_run_compiled'][clock]:.2f}x"
     decoding = "decoding included" if report["decoding"] else "decoded beforehand"
+    if report["steps_in_a_row"] > 1:
+        decoding += f", {report['steps_in_a_row']} steps in a row"
     return (
         f"Teacher {report['teacher']}, {report['batch']} pictures a step, {decoding}; {clock} time.\n"
         + table(["step", "ms", "pictures/s", "times faster"], rows)

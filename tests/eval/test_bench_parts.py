@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +123,23 @@ def test_training_steps_are_compared(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert record["decoding"]
     assert set(record["updates"]) == {training.ADAMW} | ({training.MUON} if has_muon() else set())
     assert all(one["cpu"]["median"] > 0 for one in record["updates"].values())
+
+
+@pytest.mark.usefixtures("tiny_teacher")
+def test_steps_in_a_row_are_counted_one_by_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+    monkeypatch.setattr(
+        training, "plain_step", lambda *given: lambda: time.sleep(0.02) or calls.append(given)
+    )
+    words = ("--batch", "2", "--jpeg", "64x48", "--steps", "3")
+    record = _run(tmp_path, "training", *words)
+    row = record["steps"][training.PLAIN]["wall"]
+    assert len(calls) == 3 * (row["rounds"] + 1)
+    assert 0.02 <= row["low"] <= row["median"] < 0.06
+    assert row["pictures_a_second"] == pytest.approx(2 / row["median"])
+    assert "3 steps in a row" in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("tiny_teacher")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sparse_vlm import build_encoder, fused
+from sparse_vlm import agreement, build_encoder, fused
 from tests.sparse_vlm.kernels import needs_operators, needs_triton, run_python
 
 TORCH = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
@@ -38,9 +38,9 @@ print("equal")
 
 INSIDE_A_COMPILER = """
 import torch
-from sparse_vlm import build_encoder, fused
+from sparse_vlm import agreement, build_encoder, fused
 torch.set_num_threads(1)
-fused._DEVICES = ("cpu",)
+agreement.DEVICES = ("cpu",)
 looks, fused_look, graphs = [], fused.look_fused, []
 fused.look_fused = lambda sight, padding: looks.append(padding) or fused_look(sight, padding)
 
@@ -71,8 +71,8 @@ print("equal")
 
 TF32 = """
 import torch
-from sparse_vlm import fused
-fused._DEVICES = ("cpu",)
+from sparse_vlm import agreement, fused
+agreement.DEVICES = ("cpu",)
 sight = fused.build_problem("cpu", torch.float32, (16, 16, 16), False)
 matmul = torch.backends.cuda.matmul
 with torch.no_grad():
@@ -141,7 +141,7 @@ def test_kernel_compiles_for_a_gpu_that_is_not_here(tmp_path: Path) -> None:
 def test_kernel_is_left_out_where_it_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     with torch.no_grad():
         assert not fused._fits(fused.build_problem("cpu", torch.float32, (16, 64, 32), False))
-    monkeypatch.setattr(fused, "_DEVICES", ("cpu",))
+    monkeypatch.setattr(agreement, "DEVICES", ("cpu",))
     fits = fused.build_problem("cpu", torch.float32, (16, 64, 32), False)
     with torch.no_grad():
         assert fused._fits(fits)
@@ -155,7 +155,7 @@ def test_kernel_is_left_out_where_it_does_not_fit(monkeypatch: pytest.MonkeyPatc
 
 def test_kernel_that_disagrees_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     kind = (torch.device("cpu"), torch.float32, (16, 64, 32), False, True, "border")
-    monkeypatch.setattr(fused.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(agreement.importlib.util, "find_spec", lambda name: object())
     for answer, agrees in ((1.0, True), (1.001, False)):
         monkeypatch.setattr(fused, "look_fused", lambda *p, f=answer: f * fused.look_plain(*p))
         fused._agrees.cache_clear()

@@ -149,7 +149,8 @@ def test_graphed_encoder_equals_the_plain_one(compile: str | None) -> None:
     encoder = build_encoder("sparseformer_btsp_augreg_base").eval().cuda()
     graphed = GraphedEncoder(encoder, keep=1, compile=compile)
     near = 1e-5 if compile is None else 1e-4
-    for batch, tokens in ((1, None), (2, 17), (1, None)):
+    # Compiling a shape takes most of a minute.
+    for batch, tokens in ((1, None), (2, 17), (1, None)) if compile is None else ((2, None),):
         for _ in range(2):
             pictures = torch.randn(batch, 3, 224, 224, device="cuda")
             with torch.inference_mode():

@@ -8,7 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sparse_vlm.layers import attend, quick_gelu
+from sparse_vlm.activations import quick_gelu
+from sparse_vlm.layers import attend
 
 
 @pytest.mark.parametrize("autocast", [False, True])

@@ -7,16 +7,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from sparse_vlm import build_encoder, sampling_operator, sampling_plain
+from sparse_vlm import agreement, build_encoder, sampling_operator, sampling_plain
 from tests.sparse_vlm.kernels import needs_operators, needs_triton, run_python
 
 INTERPRETED = """
 import torch
 from torch import inf, nan
-from sparse_vlm import sampling_operator
+from sparse_vlm import agreement, sampling_operator
 from sparse_vlm.sampling import sample_features
 from sparse_vlm.sampling_plain import sample_plain
-sampling_operator._DEVICES = ("cpu",)
+agreement.DEVICES = ("cpu",)
 near = {torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
 torch.manual_seed(0)
 for dtype, limit in near.items():
@@ -45,7 +45,7 @@ print("equal")
 
 INSIDE = """
 import torch
-from sparse_vlm import SparseFormerConfig, build_encoder, sampling_kernel, sampling_operator
+from sparse_vlm import SparseFormerConfig, agreement, build_encoder, sampling_kernel, sampling_operator
 from sparse_vlm.sampling import sample_features
 from sparse_vlm.sampling_plain import sample_plain
 small = SparseFormerConfig(
@@ -74,7 +74,7 @@ def same(ours, plain):
 
 plain = gradients(encoder)
 assert not launched
-sampling_operator._DEVICES = ("cpu",)
+agreement.DEVICES = ("cpu",)
 same(gradients(encoder), plain)
 assert len(launched) == 6, launched  # the first asks whether kernels and plain path agree
 encoder.set_grad_checkpointing()
@@ -180,7 +180,7 @@ def test_kernels_that_disagree_are_left_out(fault: str, monkeypatch: pytest.Monk
     assert sampling_operator._agrees(*kind)
     scale["map" if fault == "crash" else fault] = 1.001
     sampling_operator._agrees.cache_clear()
-    with pytest.warns(UserWarning, match="no compiler" if fault == "crash" else "differ by"):
+    with pytest.warns(UserWarning, match="no compiler" if fault == "crash" else "differs by"):
         assert not sampling_operator._agrees(*kind)
     sampling_operator._agrees.cache_clear()
 
@@ -197,7 +197,7 @@ def test_gradients_with_the_kernels_equal_those_without(
     pictures = torch.randn(2, 3, 224, 224, device="cuda")
     found = []
     for devices in (("cuda",), ()):
-        monkeypatch.setattr(sampling_operator, "_DEVICES", devices)
+        monkeypatch.setattr(agreement, "DEVICES", devices)
         encoder.zero_grad()
         with torch.autocast("cuda", torch.bfloat16, autocast):
             loss = encoder(pictures).pooled.float().square().sum()
