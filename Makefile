@@ -72,7 +72,8 @@ bench-gpu: $(STAMP)  ## the same on a GPU, with every ViT and large batches
 		--rival open_clip:ViT-L-14-336 --rival transformers:ViT-L-14-336 --rival open_clip:ViT-L-14 \
 		--rival open_clip:ViT-B-16 --rival-graphs --batch 1 16 64 256
 	$(BENCH) parts --device cuda --dtype bf16 --preset sparseformer_btsp_openai_clip_large --batch 1 256
-	$(BENCH) training --device cuda --dtype bf16 --teacher vit_l_14 --batch 256 --decoded
+	$(BENCH) kernels --device cuda --dtype bf16
+	$(BENCH) training --device cuda --dtype bf16 --teacher vit_l_14 --batch 256 --decoded --steps 4
 	$(BENCH) memory --device cuda --dtype bf16 --preset sparseformer_btsp_openai_clip_large \
 		--teacher transformers:ViT-L-14
 	$(BENCH) answer --device cuda --dtype bf16 --llm 7b --batch 1 8 64

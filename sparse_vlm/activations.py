@@ -45,6 +45,12 @@ def quick_gelu_plain(x: Tensor) -> Tensor:
     return F.silu(scaled, inplace=True).mul_(1 / 1.702)
 
 
+def quick_gelu_gradient_plain(gradient: Tensor, x: Tensor) -> Tensor:
+    """The gradient of ``x`` by that of its QuickGELU, in PyTorch's words."""
+    share = torch.sigmoid(1.702 * x)
+    return gradient * share * (1.0 + 1.702 * x * (1.0 - share))
+
+
 def gelu_tanh(x: Tensor) -> Tensor:
     """GELU in its tanh approximation (SigLIP)."""
     return F.gelu(x, approximate="tanh")
@@ -55,11 +61,6 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "quick_gelu": quick_gelu,
     "gelu_tanh": gelu_tanh,
 }
-
-
-def _gradient_plain(gradient: Tensor, x: Tensor) -> Tensor:
-    share = torch.sigmoid(1.702 * x)
-    return gradient * share * (1.0 + 1.702 * x * (1.0 - share))
 
 
 def _fits(x: Tensor) -> bool:
@@ -79,7 +80,7 @@ def _run_gradient(gradient: Tensor, x: Tensor) -> Tensor:
         from .activation_kernel import launch_quick_gelu_gradient
 
         return launch_quick_gelu_gradient(gradient, x)
-    return _gradient_plain(gradient, x)
+    return quick_gelu_gradient_plain(gradient, x)
 
 
 @functools.cache
@@ -96,7 +97,7 @@ def _agrees(device: torch.device, dtype: torch.dtype) -> bool:
     return agree(
         "the QuickGELU kernel",
         kernels,
-        lambda: (quick_gelu_plain(x), _gradient_plain(gradient, x)),
+        lambda: (quick_gelu_plain(x), quick_gelu_gradient_plain(gradient, x)),
         _TOLERANCE[dtype],
     )
 
@@ -128,6 +129,6 @@ class _QuickGelu(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         # Who wants gradients of gradients gets PyTorch's, which have some.
-        by_hand: Any = _gradient_plain if torch.is_grad_enabled() else _gradient_operator
+        by_hand: Any = quick_gelu_gradient_plain if torch.is_grad_enabled() else _gradient_operator
         wanted: Tensor = by_hand(gradients[0], *ctx.saved_tensors)
         return wanted

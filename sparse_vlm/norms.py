@@ -82,12 +82,14 @@ def _may_run(tensor: Tensor) -> bool:
 def _fits_add(tokens: Tensor, update: Tensor | None, norm: nn.LayerNorm) -> bool:
     return (
         _may_run(tokens)
+        # Whoever brings its weights for its call only, or watches it, must see it called.
         and type(norm) is nn.LayerNorm
-        and not (norm._forward_hooks or norm._forward_pre_hooks)
+        and not (norm._forward_hooks or norm._forward_pre_hooks or "forward" in vars(norm))
         and norm.normalized_shape == tokens.shape[-1:]
         and norm.weight is not None
         and norm.bias is not None
         and norm.weight.dtype == norm.bias.dtype == tokens.dtype
+        and norm.weight.device == norm.bias.device == tokens.device
         and tokens.is_contiguous()
         and (update is None or (update.is_contiguous() and update.shape == tokens.shape))
         and (update is None or update.dtype == tokens.dtype)

@@ -18,7 +18,7 @@ class EarlyConvolution(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(3, channels, kernel_size=7, stride=2, padding=3)
+        self.conv = _PooledConvolution(3, channels, kernel_size=7, stride=2, padding=3)
 
     @torch.no_grad()
     def init_weights(self) -> None:
@@ -28,10 +28,21 @@ class EarlyConvolution(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Map pictures (B, 3, H, W) to features (B, C, ceil(H/4), ceil(W/4))."""
-        weight, bias = self.conv.weight, self.conv.bias
-        assert bias is not None
+        features: Tensor = self.conv(images)
+        return features
+
+
+class _PooledConvolution(nn.Conv2d):
+    """The convolution and all that follows it.
+
+    One module, since the bias is added behind the pooling: who brings a module's weights for its call only
+    (DeepSpeed's ZeRO-3, accelerate) then has both there.
+    """
+
+    def forward(self, images: Tensor) -> Tensor:
         convolve = convolve_cells if _has_tensor_cores(images) else convolve_plain
-        return pool_norm(convolve(images, weight), bias)  # (B, C, H/4, W/4)
+        assert self.bias is not None
+        return pool_norm(convolve(images, self.weight), self.bias)  # (B, C, H/4, W/4)
 
 
 def convolve_plain(images: Tensor, weight: Tensor) -> Tensor:

@@ -25,11 +25,13 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _UNREAD = {
     "memory": ("rounds",),
     "data": ("device", "dtype"),
+    "kernels": ("threads",),
     "estimate": ("device", "dtype", "threads", "rounds"),
 }
 COMMANDS = {
     "encoder": "our encoder, the official one and ViTs",
     "parts": "where the time goes, beside the floor of arithmetic and bytes",
+    "kernels": "our kernels against the plain PyTorch that they stand for (GPU)",
     "memory": "peak memory of a training step per picture",
     "data": "pictures per second of the data path",
     "training": "a bootstrap training step against a straightforward loop",

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
+import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -164,6 +168,55 @@ def test_pictures_decoded_beforehand_are_decoded_once_a_loop(
     assert len(compiled) == 1
     assert {training.WARMUP + training.COMPILED, training.STORED + training.COMPILED} <= set(record["steps"])
     assert record["whole_run_compiled"]["wall"] > 0
+
+
+KERNELS = """
+import sys
+from eval.bench import kernels
+from eval.bench.__main__ import main
+from sparse_vlm import SparseFormerConfig, agreement
+from sparse_vlm.presets import PRESETS
+agreement.DEVICES = ("cpu",)
+kernels._IN_A_ROW, kernels._SIDE = 2, 16
+small = SparseFormerConfig(
+    width=32, depth=1, heads=4, mlp_width=32, focusing_width=32, focusing_heads=2, num_latents=2,
+    stem_channels=16, num_points=16, mixing_points=16, generator_width=8,
+)
+PRESETS["small"] = (small, PRESETS["sparseformer_btsp_openai_clip_base"][1])
+words = ["kernels", "--preset", "small", "--batch", "1", "--rounds", "1", "--json", sys.argv[1]]
+sys.exit(main(words))
+"""
+
+
+def test_kernels_are_refused_without_a_gpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["kernels", "--json", str(tmp_path / "bench.jsonl")]) == 2
+    assert "they run on a GPU; give --device cuda" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs Triton")
+def test_kernels_are_timed_beside_what_they_stand_for(tmp_path: Path) -> None:
+    out = tmp_path / "bench.jsonl"
+    done = subprocess.run(
+        [sys.executable, "-c", KERNELS, str(out)],
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+        timeout=250,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    record = json.loads(out.read_text())
+    assert record["kernels"].keys() >= {
+        "look",
+        "reading points",
+        "stem, convolution",
+        "sum and norm",
+        "QuickGELU",
+    }
+    for name, row in record["kernels"].items():
+        assert row["ms"] > 0, name
+        assert row["times_faster"]["median"] == pytest.approx(row["plain_ms"] / row["ms"])
+        assert f"\n{name} " in done.stdout
 
 
 def test_estimate_is_what_its_assumptions_give(tmp_path: Path) -> None:

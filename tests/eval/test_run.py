@@ -22,6 +22,7 @@ from eval.compare import main as compare
 from eval.config import BenchmarkSettings, RunSettings, load_settings
 from eval.engine import AnswerStore, exchange_pictures
 from eval.model import Answer, Answerer
+from eval.report import main as report
 from eval.rescore import main as rescore
 from eval.run import main, run
 from llm_integration.generate import answer as answer_one
@@ -228,6 +229,7 @@ def test_the_command_survives_sigkill(quiz: Path, llava_dir: Path, tmp_path: Pat
     assert main([str(config), f"out={tmp_path / 'whole'}"]) == 0
     assert lines(out) == lines(tmp_path / "whole")
     assert compare([str(out), str(tmp_path / "whole")]) == 0
+    assert report([str(out), "--out", str(tmp_path / "report.html")]) == 0
     stored = ["--questions", str(quiz / "questions.json"), "--answers", str(out / "answers.jsonl")]
     assert rescore(["--task", "easy_vqa", *stored]) == 0
 
