@@ -156,3 +156,31 @@ def test_copies_are_whole_and_independent(
         for parameter in twin.parameters():
             parameter.zero_()
     assert torch.equal(encoder(pictures).pooled, before)
+
+
+@pytest.mark.parametrize("family", ["bootstrapped", "siglip", "v1"])
+def test_weights_are_read_while_their_own_module_runs(
+    family: str, build_tiny: Callable[..., SparseFormer], pictures: Tensor
+) -> None:
+    # DeepSpeed's ZeRO-3 and accelerate bring a module's own weights for its call, and take them away again.
+    encoder = build_tiny(family).eval()
+    wanted = encoder(pictures)
+    for module in encoder.modules():
+        kept = {name: value.detach().clone() for name, value in module.named_parameters(recurse=False)}
+
+        def bring(module: torch.nn.Module, given: object, kept: dict[str, Tensor] = kept) -> None:
+            for name, value in module.named_parameters(recurse=False):
+                value.data = kept[name]
+
+        def take(module: torch.nn.Module, given: object, result: object = None) -> None:
+            for value in module.parameters(recurse=False):
+                value.data = torch.empty(0, dtype=value.dtype)
+
+        if kept:
+            module.register_forward_pre_hook(bring)
+            module.register_forward_hook(take)
+            take(module, None)
+    with torch.no_grad():
+        output = encoder(pictures)
+    assert torch.equal(output.pooled, wanted.pooled)
+    assert torch.equal(output.tokens, wanted.tokens)
