@@ -54,6 +54,8 @@ SETTINGS_FILE = "settings.json"
 LOG_FILE = "log.jsonl"
 CHECKPOINTS = "checkpoints"
 FINAL = "final"
+# What a run writes beside its settings, and what other runs and models are known by.
+_TAKEN = (LOG_FILE, CHECKPOINTS, FINAL, "config.yaml", "config.json")
 # What the result of a run does not depend on, and what a run may be continued with although begun otherwise.
 _WITHOUT_EFFECT = ("resume", "log_every", "keep_checkpoints", "checkpoint_every")
 _FREE_TO_CHANGE = (*_WITHOUT_EFFECT, "max_steps", "epochs")
@@ -154,9 +156,19 @@ def check_resume(settings: TrainSettings, processes: int) -> Path | None:
         processes: how many take part now.
 
     Raises:
-        SettingsError: if the run was begun with other settings, or by another number of processes.
+        SettingsError: if the run was begun with other settings, or by another number of processes, or if
+            something else lies there.
     """
     before, now = settings.out / SETTINGS_FILE, json.loads(json.dumps(settings_to_dict(settings)))
+    # A log that a shell writes there is no harm; another run, a model or a result would be mixed with ours.
+    strange = [name for name in _TAKEN if (settings.out / name).exists()]
+    if strange and not before.is_file():
+        raise SettingsError(
+            [
+                f"{settings.out} holds no run of llm_integration.train, but {' and '.join(strange)} of "
+                "something else: name another out"
+            ]
+        )
     if not settings.resume or not before.is_file():
         return None
     old = json.loads(before.read_text(encoding="utf-8"))

@@ -251,6 +251,23 @@ def test_resume_is_exact(build: Any, tmp_path: Path, extra: tuple[str, ...]) -> 
         train(build(*common, f"out={broken}", "seed=4"))
 
 
+@pytest.mark.parametrize("name", ["log.jsonl", "config.yaml", "config.json", "final", "checkpoints"])
+@pytest.mark.parametrize("resume", ["true", "false"])
+def test_another_runs_folder_is_left_as_it_is(build: Any, tmp_path: Path, name: str, resume: str) -> None:
+    taken = tmp_path / "taken"
+    taken.mkdir()
+    (taken / name).write_text('{"step": 1}\n')
+    (taken / "train.txt").write_text("what a shell wrote")
+    with pytest.raises(
+        SettingsError, match=f"holds no run of llm_integration.train, but {name} of something"
+    ):
+        train(build("max_steps=1", f"out={taken}", f"resume={resume}"))
+    assert sorted(path.name for path in taken.iterdir()) == sorted([name, "train.txt"])
+    assert (taken / name).read_text() == '{"step": 1}\n'
+    (taken / name).unlink()
+    check_resume(build(f"out={taken}"), 1)  # a shell's log alone is no run
+
+
 @pytest.mark.parametrize(
     ("extra", "last"), [(("max_steps=4",), 4), (("max_steps=null", "epochs=1.33"), 8), (("max_steps=6",), 6)]
 )
