@@ -60,6 +60,8 @@ def build_report(run: Path, rows: Sequence[Sequence[str]] = (), note: str = "") 
     if not (run / "log.jsonl").is_file():
         raise ValueError(f"{run} holds no log.jsonl: name a run directory written by bootstrap.train")
     lines = read_log(run / "log.jsonl")
+    if not all("kind" in line for line in lines):
+        raise ValueError(f"{run}/log.jsonl is of another command: name a run directory of bootstrap.train")
     provenance: dict[str, Any] = {}
     if (run / "encoder" / "provenance.json").is_file():
         provenance = json.loads((run / "encoder" / "provenance.json").read_text(encoding="utf-8"))

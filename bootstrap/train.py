@@ -357,9 +357,17 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     keep_freed_memory()
     try:
-        directory = bootstrap(read_config(options.config, tuple(options.overrides)))
+        config = read_config(options.config, tuple(options.overrides))
+        directory = bootstrap(config)
     except (ValueError, OSError, FloatingPointError) as error:
         raise SystemExit(f"bootstrap: {error}") from None
+    except KeyboardInterrupt:
+        print(
+            f"bootstrap: stopped; the same command goes on from the newest checkpoint in {config.out}, "
+            "if there is one",
+            file=sys.stderr,
+        )
+        raise SystemExit(130) from None
     print(f"encoder directory: {directory}", file=sys.stderr)
 
 

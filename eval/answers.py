@@ -239,7 +239,8 @@ def match_answers(
         keys_of: The task's `record_keys`.
 
     Raises:
-        InputError: If a question has two different answers, or no answer belongs to any question.
+        InputError: If a question has two different answers, or no answer belongs to any question, or most
+            belong to other questions of the same numbers.
     """
     index: dict[str, str | None] = {}
     for example in examples:
@@ -275,11 +276,18 @@ def match_answers(
             "each question needs one."
         )
     if not found:
+        several = [k for record in file.records for k in keys_of(record) if k in index and index[k] is None]
+        if several:
+            raise InputError(
+                f"{len(several)} answers have numbers that stand for several questions each "
+                f"({name_some(several)}): give the question file that they were made with, too (--questions)."
+            )
         raise InputError(
             f"None of the {len(file.records)} answers belongs to any of the {len(examples)} questions "
             f"({name_some(unknown)} against {name_some([e.question_id for e in examples])}); "
             "are they of another split or benchmark?"
         )
+    _check_prompts(examples, found)
     answers = {example.key: found[example.key].text for example in examples if example.key in found}
     return Matched(
         answers=answers,
@@ -292,6 +300,39 @@ def match_answers(
         foreign=tuple(key for key, text in answers.items() if has_foreign_letters(text)),
         damaged=file.damaged,
     )
+
+
+def _check_prompts(examples: Sequence[Example], found: Mapping[str, AnswerRecord]) -> None:
+    """Sees that answers that say what was asked belong to those questions, and not to their numbers alone.
+
+    A question's own key is taken at its word.
+
+    Raises:
+        InputError: If more than half of them do not.
+    """
+    strangers = []
+    told = 0
+    for example in examples:
+        record = found.get(example.key)
+        if record is None or not record.prompt or not example.question:
+            continue
+        if str(record.question_id) == example.key:
+            continue
+        told += 1
+        # The instruction behind a question may be another one.
+        if _squeeze(example.question.partition("?")[0]) not in _squeeze(record.prompt):
+            strangers.append((example, record))
+    if 2 * len(strangers) > told:
+        example, record = strangers[0]
+        raise InputError(
+            f"{len(strangers)} of {told} answers were given to other questions of the same numbers "
+            f"({record.place}: {record.prompt!r}, where question {example.question_id} is "
+            f"{example.question!r}): give the question file that they were made with, too (--questions)."
+        )
+
+
+def _squeeze(words: str) -> str:
+    return " ".join(words.lower().split())
 
 
 def has_foreign_letters(text: str) -> bool:

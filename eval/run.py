@@ -239,6 +239,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print(f"stopped: the same command goes on behind the last answer in {settings.out}", file=sys.stderr)
+        return 130
     if outcome is not None:
         floor = "" if settings.floor == "none" else f", floor: {settings.floor}"
         print(f"{outcome.task.name}, {settings.protocol} prompts{floor}: {settings.model}")

@@ -46,7 +46,7 @@ from .processes import leave_process_group
 from .processor import count_image_tokens
 from .result import load_model, load_model_processor, read_facts, save_result, trained_before
 from .templates import CHATML_TOKENS, build_template
-from .trainer import ChatTrainer, LogFile, WholeMark
+from .trainer import ChatTrainer, LogFile, WholeMark, mean_loss
 
 logger = logging.getLogger(__name__)
 
@@ -318,8 +318,12 @@ def train(settings: TrainSettings) -> dict[str, float]:
         raise RuntimeError("DeepSpeed was asked for, but the Trainer ran without its engine")
     if settings.stage == "tune":
         processor.chat_template = template
-    _finish(trainer, wrapped, processor, settings, outcome.metrics)
-    return dict(outcome.metrics)
+    metrics = dict(outcome.metrics)
+    mean = mean_loss(settings.out / LOG_FILE) if trainer.is_world_process_zero() else None
+    if mean is not None:
+        metrics["train_loss"] = mean
+    _finish(trainer, wrapped, processor, settings, metrics)
+    return metrics
 
 
 def _finish(
@@ -365,7 +369,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
-        metrics = train(load_settings(Path(words[0]), words[1:]))
+        settings = load_settings(Path(words[0]), words[1:])
+        metrics = train(settings)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         raise SystemExit(2) from error
@@ -374,6 +379,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sentence = str(error).strip().rpartition("\n")[2].rpartition("TooManyBadRecordsError: ")[2]
         print(f"error: {sentence}", file=sys.stderr, flush=True)
         raise SystemExit(2) from error
+    except KeyboardInterrupt:
+        print(
+            f"stopped: the same command goes on from the newest checkpoint in {settings.out}, if any",
+            file=sys.stderr,
+            flush=True,
+        )
+        raise SystemExit(130) from None
     print(json.dumps(metrics))
     leave_process_group()
 

@@ -73,15 +73,34 @@ class LogFile(TrainerCallback):
         self.path = path
         self.dataset = dataset
 
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Called by the Trainer after each update."""
+        # A checkpoint does not hold the losses since the last entry: an entry with it leaves none.
+        if control.should_save or control.should_training_stop:
+            control.should_log = True
+
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         """Called by the Trainer with each entry."""
         if not state.is_world_process_zero or not logs:
             return
+        if "train_loss" in logs:
+            logs = {**logs, "train_loss": mean_loss(self.path)}  # the Trainer's own is of this start alone
         line = json.dumps({"step": state.global_step, **logs, "bad_records": self.dataset.bad_records})
         with self.path.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
         if args.disable_tqdm:
             print(line, flush=True)
+
+
+def mean_loss(log: Path) -> float | None:
+    """Mean loss of all updates in a log, whose entries each average those since the one before."""
+    total, done = 0.0, 0
+    for line in log.read_text(encoding="utf-8").splitlines() if log.is_file() else ():
+        entry = json.loads(line)
+        if "loss" in entry:
+            total += entry["loss"] * (entry["step"] - done)
+            done = entry["step"]
+    return total / done if done else None
 
 
 class WholeMark(TrainerCallback):

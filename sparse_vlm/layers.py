@@ -34,6 +34,7 @@ def _is_short(query: Tensor) -> bool:
     return (
         query.is_cuda
         and query.dtype in (torch.bfloat16, torch.float16)
+        and query.shape[0] > 0
         and query.shape[-2] <= 128
         and query.shape[-1] % 8 == 0
         and not torch.is_grad_enabled()

@@ -326,6 +326,19 @@ def test_an_empty_folder_is_named(write_run: Write, tmp_path: Path) -> None:
         main([str(write_run(data={"source": str(tmp_path / "empty")}))])
 
 
+def test_a_run_that_is_stopped_says_how_to_go_on(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(config: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("bootstrap.train.bootstrap", stopped)
+    with pytest.raises(SystemExit) as ended:
+        main(["configs/bootstrap/quickstart.yaml", "out=runs/mine"])
+    assert ended.value.code == 130
+    assert "the same command goes on from the newest checkpoint in runs/mine" in capsys.readouterr().err
+
+
 def test_other_settings_in_the_same_place_are_refused(write_run: Write) -> None:
     bootstrap(read_config(write_run()))
     with pytest.raises(ValueError, match=r"holds a run with other settings \(batch_size\)"):

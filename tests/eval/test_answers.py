@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,33 @@ def test_accents_are_latin() -> None:
 def test_two_different_answers_to_one_question_are_refused() -> None:
     with pytest.raises(InputError, match=r"1 questions have two different answers: 2 \(line 2 and line 2\)"):
         match_answers(EXAMPLES, answers_of((2, "yes"), (2, "no")), by_id)
+
+
+def test_answers_to_other_questions_of_the_same_numbers_are_refused() -> None:
+    def told(*prompts: str | None) -> AnswerFile:
+        return AnswerFile(
+            tuple(AnswerRecord(n, "yes", prompt=p, place=f"line {n}") for n, p in enumerate(prompts))
+        )
+
+    numbered = [replace(example, key=f"split/{example.key}", aliases=(example.key,)) for example in EXAMPLES]
+    mine = [f" QUESTION  {n}\nAnswer in one word." for n in range(4)]
+    assert len(match_answers(numbered, told(*mine), by_id).answers) == 4
+    assert len(match_answers(numbered, told("reworded", "too", *mine[2:]), by_id).answers) == 4
+    assert len(match_answers(numbered, told(None, None, *mine[2:]), by_id).answers) == 4
+    with pytest.raises(
+        InputError,
+        match=r"3 of 4 answers were given to other .*line 1: 'cats', where question 1 is 'question 1'",
+    ):
+        match_answers(numbered, told(mine[0], "cats", "dogs", "birds"), by_id)
+    assert len(match_answers(EXAMPLES, told("a", "b", "c", "d"), by_id).answers) == 4  # by their own keys
+
+
+def test_numbers_that_stand_for_several_questions_are_no_other_split() -> None:
+    twice = [Example(f"{part}/1", 1, "q", None, aliases=("1",)) for part in ("a", "b")]
+    with pytest.raises(
+        InputError, match=r"1 answers have numbers that stand for several questions each \(1\)"
+    ):
+        match_answers(twice, answers_of((1, "yes"), (7, "no")), by_id)
 
 
 def test_answers_to_another_split_are_refused() -> None:

@@ -106,6 +106,21 @@ def test_an_interrupted_run_goes_on_without_hole_or_duplicate(settings: Callable
     assert len(provenance["earlier_starts"]) == 1
 
 
+def test_a_run_that_is_stopped_says_how_to_go_on(
+    quiz: Path,
+    llava_dir: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def stopped(*given: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("eval.run.run", stopped)
+    assert main([str(command(quiz, llava_dir, tmp_path / "run")[0])]) == 130
+    assert f"goes on behind the last answer in {tmp_path / 'run'}" in capsys.readouterr().err
+
+
 def test_answers_that_do_not_fit_the_questions_are_refused(settings: Callable[..., RunSettings]) -> None:
     with pytest.raises(KeyboardInterrupt):
         run(settings(), [], Parrot(fail_after=1))

@@ -251,6 +251,43 @@ def test_resume_is_exact(build: Any, tmp_path: Path, extra: tuple[str, ...]) -> 
         train(build(*common, f"out={broken}", "seed=4"))
 
 
+def test_losses_between_log_entries_survive_a_restart(build: Any, tmp_path: Path) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    common = ("checkpoint_every=3", "log_every=4")
+    asked = train(build(*common, "max_steps=8", f"out={whole}"))
+    train(build(*common, "max_steps=3", f"out={broken}"))
+    resumed = train(build(*common, "max_steps=8", f"out={broken}"))
+    logs = [
+        [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()] for run in (whole, broken)
+    ]
+    entries = [[(line["step"], line["loss"]) for line in log if "loss" in line] for log in logs]
+    assert [step for step, _ in entries[0]] == [3, 4, 6, 8]
+    assert entries[0] == entries[1]
+    single = train(build("log_every=1", "max_steps=8", f"out={tmp_path / 'single'}"))
+    assert resumed["train_loss"] == asked["train_loss"] == pytest.approx(single["train_loss"], abs=1e-3)
+    for run, log in zip((whole, broken), logs, strict=True):
+        assert log[-1]["train_loss"] == asked["train_loss"]
+        assert (
+            json.loads((run / "final" / "run.json").read_text())["metrics"]["train_loss"]
+            == asked["train_loss"]
+        )
+
+
+def test_a_run_that_is_stopped_says_how_to_go_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(settings: TrainSettings) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("llm_integration.train.train", stopped)
+    monkeypatch.setattr("llm_integration.train.load_settings", lambda *given: TrainSettings)
+    monkeypatch.setattr(TrainSettings, "out", Path("runs/mine"), raising=False)
+    with pytest.raises(SystemExit) as ended:
+        main(["settings.yaml"])
+    assert ended.value.code == 130
+    assert "the same command goes on from the newest checkpoint in runs/mine" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", ["log.jsonl", "config.yaml", "config.json", "final", "checkpoints"])
 @pytest.mark.parametrize("resume", ["true", "false"])
 def test_another_runs_folder_is_left_as_it_is(build: Any, tmp_path: Path, name: str, resume: str) -> None:
