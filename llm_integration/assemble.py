@@ -13,7 +13,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -260,18 +260,24 @@ def _check_unchanged(model: LlavaForConditionalGeneration, probe: Tensor, before
     )
 
 
-def check_place(out: Path, source: Path | None = None) -> None:
+Kind = Literal["assembled", "exported", "trained"]
+_KINDS: tuple[Kind, ...] = ("assembled", "exported", "trained")
+
+
+def check_place(out: Path, *sources: Path, over: Kind = "assembled") -> None:
     """See that nothing is lost if a model is written to a place: only an earlier one of ours is replaced.
 
     Args:
         out: where to.
-        source: a directory that the model is made of.
+        sources: directories that the model is made of.
+        over: what may be replaced: a model that was only ``"assembled"``, also one that was ``"exported"``
+            from a training's result, or also a ``"trained"`` result itself.
 
     Raises:
-        FileExistsError: if the place holds something else.
-        ValueError: if it is the source.
+        FileExistsError: if the place holds something else, or a training's result.
+        ValueError: if it is a source.
     """
-    if source is not None and out.resolve() == source.resolve():
+    if any(out.resolve() == source.resolve() for source in sources):
         raise ValueError(f"{out} is what the model is made of and would be lost: name another directory")
     if not out.is_dir() or not any(out.iterdir()):
         return
@@ -280,13 +286,40 @@ def check_place(out: Path, source: Path | None = None) -> None:
         raise FileExistsError(
             f"{out} holds no model of ours, and other files ({listed}) would be lost: name another directory"
         )
+    if _KINDS.index(_kind_of(out)) > _KINDS.index(over):
+        raise FileExistsError(
+            f"{out} holds what a run of llm_integration.train has trained, which would be lost: name another "
+            "directory"
+        )
+
+
+def _kind_of(directory: Path) -> Kind:
+    """What a model of ours in a directory is."""
+    if (directory / RUN_FILE).is_file():
+        return "trained"
+    facts = json.loads((directory / ASSEMBLY_FILE).read_text(encoding="utf-8"))
+    if "steps" not in facts:
+        return "assembled"
+    return "exported" if "base" in facts else "trained"  # a run that trains everything leaves a plain LLaVA
 
 
 def save_llava(
-    model: LlavaForConditionalGeneration, processor: LlavaProcessor, out: Path, facts: dict[str, Any]
+    model: LlavaForConditionalGeneration,
+    processor: LlavaProcessor,
+    out: Path,
+    facts: dict[str, Any],
+    over: Kind = "assembled",
 ) -> None:
-    """Write a plain LLaVA directory, atomically, with what is known about its parts in ``assembly.json``."""
-    check_place(out)
+    """Write a plain LLaVA directory, atomically, with what is known about its parts in ``assembly.json``.
+
+    Args:
+        model: what to write.
+        processor: its processor.
+        out: where to.
+        facts: about its parts.
+        over: see :func:`check_place`.
+    """
+    check_place(out, over=over)
     tower = hash_tensors(model.model.vision_tower.state_dict())
     with atomic_directory(out, owned=OWNED) as folder:
         model.save_pretrained(folder)

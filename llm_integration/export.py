@@ -13,7 +13,7 @@ import torch
 
 from .assemble import DTYPES, check_place, save_llava
 from .load import read_json, suggest_final
-from .result import RUN_FILE, is_result, load_model, load_model_processor
+from .result import RUN_FILE, base_of, is_result, load_model, load_model_processor
 
 
 def export(run: Path, out: Path, dtype: torch.dtype | None = None) -> None:
@@ -27,7 +27,7 @@ def export(run: Path, out: Path, dtype: torch.dtype | None = None) -> None:
     Raises:
         ValueError: if the directory is no result, or does not fit its base.
     """
-    check_place(out, source=run)
+    check_place(out, run, base_of(run), over="exported")
     if not is_result(run):
         raise ValueError(
             f"{run} holds no result of llm_integration.train (no {RUN_FILE}){suggest_final(run)}"
@@ -35,7 +35,8 @@ def export(run: Path, out: Path, dtype: torch.dtype | None = None) -> None:
     manifest = read_json(run / RUN_FILE)
     model = load_model(run, dtype)
     processor = load_model_processor(run)
-    save_llava(model, processor, out, {key: manifest[key] for key in manifest if key != "tower_sha256"})
+    facts = {key: manifest[key] for key in manifest if key != "tower_sha256"}
+    save_llava(model, processor, out, facts, over="exported")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

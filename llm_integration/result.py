@@ -1,7 +1,8 @@
 """What a run leaves: the trained weights, and by name and hash the model they belong to.
 
 =======================  ==============================================================================
-``run.json``             kind of result, the base model's directory, the hash of its tower, the settings
+``run.json``             kind of result, the base model's directory, hashes of its tower and of blocks of its
+                         weights, the settings
 ``trained.safetensors``  every trained weight (projector; language model; tower, where it was tuned)
 ``adapter/``             instead of that: peft's adapter, with the projector inside
 the processor's files    so that the directory can be talked to as it is
@@ -25,7 +26,7 @@ from torch import Tensor, nn
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from sparse_vlm.atomic import atomic_directory
-from sparse_vlm.fingerprint import hash_tensors
+from sparse_vlm.fingerprint import hash_tensors, sample_files
 
 from .assemble import ASSEMBLY_FILE, OWNED, RUN_FILE, check_place
 from .freeze import TOWER
@@ -77,7 +78,7 @@ def save_result(
     Raises:
         ValueError: if a trained weight is not in the state dict.
     """
-    check_place(out)
+    check_place(out, over="trained")
     adapter = isinstance(model, PeftModel)
     base = base_of(started_from)
     manifest: dict[str, Any] = {
@@ -85,6 +86,7 @@ def save_result(
         "kind": ADAPTER if adapter else "weights",
         "base": str(base.resolve()),
         "tower_sha256": hash_tensors(load_tower(base)),
+        "base_sample_sha256": sample_files(base.glob("*.safetensors")),
         **facts,
     }
     with atomic_directory(out, owned=(*OWNED, ADAPTER)) as folder:
@@ -161,6 +163,11 @@ def load_model(
     if hash_tensors(load_tower(base)) != manifest["tower_sha256"]:
         raise ValueError(
             f"the tower in {base} is not the one that {folder} was trained with: their hashes differ"
+        )
+    sampled = manifest.get("base_sample_sha256")  # results of before it was written have none
+    if sampled is not None and sample_files(base.glob("*.safetensors")) != sampled:
+        raise ValueError(
+            f"{base} is not the model that {folder} was trained on top of: its weights have changed since"
         )
     model = load_llava(base, dtype)
     if manifest["kind"] == ADAPTER:

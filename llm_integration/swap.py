@@ -143,7 +143,7 @@ def swap(
     Raises:
         ValueError: if something does not fit.
     """
-    check_place(out, source=llava)
+    check_place(out, llava)
     load_llava_config(llava)
     loaded: Any = LlavaForConditionalGeneration.from_pretrained(
         str(llava), dtype="auto", local_files_only=True, output_loading_info=True

@@ -11,7 +11,7 @@ import logging
 import os
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +57,10 @@ FINAL = "final"
 # What a run writes beside its settings, and what other runs and models are known by.
 _TAKEN = (LOG_FILE, CHECKPOINTS, FINAL, "config.yaml", "config.json")
 # What the result of a run does not depend on, and what a run may be continued with although begun otherwise.
-_WITHOUT_EFFECT = ("resume", "log_every", "keep_checkpoints", "checkpoint_every")
+_WITHOUT_EFFECT = (
+    *("out", "resume", "log_every", "keep_checkpoints", "checkpoint_every"),
+    *("data.workers", "data.max_bad_records"),
+)
 _FREE_TO_CHANGE = (*_WITHOUT_EFFECT, "max_steps", "epochs")
 
 
@@ -148,6 +151,18 @@ def check_start(settings: TrainSettings) -> None:
         )
 
 
+def _changed(old: Mapping[str, Any], now: Mapping[str, Any], free: Collection[str]) -> list[str]:
+    """Keys of settings that are no longer what they were, ``data.records`` and so on, but for free ones."""
+
+    def flatten(settings: Mapping[str, Any]) -> dict[str, Any]:
+        flat = dict(settings)
+        flat.update({f"data.{key}": value for key, value in (flat.pop("data", None) or {}).items()})
+        return flat
+
+    before, after = flatten(old), flatten(now)
+    return [key for key in after if key not in free and before.get(key) != after[key]]
+
+
 def check_resume(settings: TrainSettings, processes: int) -> Path | None:
     """The newest whole checkpoint to go on from.
 
@@ -172,7 +187,7 @@ def check_resume(settings: TrainSettings, processes: int) -> Path | None:
     if not settings.resume or not before.is_file():
         return None
     old = json.loads(before.read_text(encoding="utf-8"))
-    other = [key for key in now if key not in _FREE_TO_CHANGE and old.get(key) != now[key]]
+    other = _changed(old, now, _FREE_TO_CHANGE)
     if other:
         raise SettingsError(
             [
@@ -216,8 +231,7 @@ def read_finished(settings: TrainSettings) -> dict[str, float] | None:
     if facts is None or "settings" not in facts:
         return None
     asked = json.loads(json.dumps(settings_to_dict(settings)))
-    same = all(facts["settings"].get(key) == asked[key] for key in asked if key not in _WITHOUT_EFFECT)
-    return dict(facts["metrics"]) if same else None
+    return None if _changed(facts["settings"], asked, _WITHOUT_EFFECT) else dict(facts["metrics"])
 
 
 def checkpoint_step(checkpoint: Path) -> int:
@@ -351,7 +365,7 @@ def _finish(
             parts = settings.out / "parts"
             save_result(model, tensors, processor, parts, settings.model, facts)
             unset_hf_deepspeed_config()  # ZeRO-3 would wait for the others to load their share of it
-            save_llava(load_model(parts), processor, out, facts)
+            save_llava(load_model(parts), processor, out, facts, over="trained")
             shutil.rmtree(parts)
         else:
             save_result(model, tensors, processor, out, settings.model, facts)

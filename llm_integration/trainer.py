@@ -29,7 +29,9 @@ class ChatTrainer(Trainer):
 
     def __init__(self, settings: TrainSettings, **options: Any) -> None:
         self.settings = settings
+        self.order: GroupedSampler | None = None
         super().__init__(**options)
+        self.add_callback(EpochOrder(self))
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """AdamW over the groups of :func:`llm_integration.freeze.build_groups`."""
@@ -53,12 +55,32 @@ class ChatTrainer(Trainer):
         dataset: Any = train_dataset if train_dataset is not None else self.train_dataset
         if self.settings.data.group == "none":
             return super()._get_train_sampler(dataset)
-        return GroupedSampler(
+        self.order = GroupedSampler(
             dataset.lengths,
             dataset.with_picture,
             self.settings.batch * self.args.world_size,
             self.settings.seed,
         )
+        return self.order
+
+
+class EpochOrder(TrainerCallback):
+    """Tells the sampler its epoch.
+
+    The Trainer and accelerate tell what they find, and do not find a sampler below the wrappings that
+    several processes and a restart within an epoch put around it.
+
+    Args:
+        trainer: whose sampler.
+    """
+
+    def __init__(self, trainer: ChatTrainer) -> None:
+        self.trainer = trainer
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Called by the Trainer before it asks for an epoch's first batch, or the next one of a restart."""
+        if self.trainer.order is not None:
+            self.trainer.order.begin_epoch(int(state.epoch + 1e-6))
 
 
 class LogFile(TrainerCallback):

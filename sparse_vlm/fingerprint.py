@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -21,6 +21,29 @@ def hash_file(path: Path) -> str:
     with path.open("rb") as file:
         while block := file.read(1 << 22):
             digest.update(block)
+    return digest.hexdigest()
+
+
+def sample_files(paths: Iterable[Path], blocks: int = 128, block: int = 1 << 16) -> str:
+    """SHA-256 over names, sizes and evenly spaced blocks of files: cheap also for a language model's.
+
+    Training changes every weight, so that a trained model has another one; a change of single weights may
+    fall between the blocks.
+
+    Args:
+        paths: The files, in any order.
+        blocks: Most blocks to read of each file.
+        block: Bytes of a block.
+    """
+    digest = hashlib.sha256()
+    for path in sorted(paths):
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size}\n".encode())
+        count = min(blocks, -(-size // block))
+        with path.open("rb") as file:
+            for number in range(count):
+                file.seek(number * max(size - block, 0) // max(count - 1, 1))
+                digest.update(file.read(block))
     return digest.hexdigest()
 
 

@@ -38,8 +38,12 @@ class GroupedSampler(Sampler[int]):
         self.pool = pool
         self.epoch = 0
 
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose order comes next."""
+    def begin_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose order comes next.
+
+        Not called ``set_epoch``: accelerate would find that, if not everywhere, and begin with 0 after a
+        restart.
+        """
         self.epoch = epoch
 
     def __len__(self) -> int:

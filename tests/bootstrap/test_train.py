@@ -345,6 +345,12 @@ def test_other_settings_in_the_same_place_are_refused(write_run: Write) -> None:
         bootstrap(read_config(write_run(batch_size=2)))
 
 
+def test_a_run_that_was_moved_is_still_the_same(write_run: Write, tmp_path: Path) -> None:
+    encoder = bootstrap(read_config(write_run()))
+    moved = encoder.parent.rename(tmp_path / "moved")
+    assert bootstrap(read_config(write_run(), (f"out={moved}",))) == moved / "encoder"
+
+
 def test_a_start_that_failed_leaves_the_place_free(write_run: Write, picture_folder: Path) -> None:
     heldout = {"source": str(picture_folder), "truth": "/nowhere.json"}
     with pytest.raises(ValueError, match=r"heldout\.truth"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -120,6 +121,17 @@ def test_zero_3_goes_on_after_sigkill(config: Path, plain: Path, tmp_path: Path)
     assert _losses(out) == pytest.approx(_losses(plain), abs=2e-4)
     steps = [json.loads(line)["step"] for line in (out / "log.jsonl").read_text().splitlines()]
     assert steps.count(1) == 1, "the run began anew"
+
+
+def test_a_restart_within_the_second_epoch_changes_nothing(config: Path, tmp_path: Path) -> None:
+    words = ("accumulation=1", "max_steps=null", "epochs=2", "checkpoint_every=5", f"out={tmp_path / 'run'}")
+    _launch(config, 2, *words)
+    whole = _losses(tmp_path / "run")
+    assert max(whole) == 8
+    shutil.rmtree(tmp_path / "run" / "final")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "checkpoint-8")
+    _launch(config, 2, *words)
+    assert _losses(tmp_path / "run") == whole
 
 
 @pytest.mark.parametrize("stage", [2, 3])

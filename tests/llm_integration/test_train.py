@@ -6,14 +6,18 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from accelerate.data_loader import prepare_data_loader, skip_first_batches
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from llm_integration.assemble import assemble
 from llm_integration.config import TrainSettings, load_settings
+from llm_integration.data.sampling import GroupedSampler
 from llm_integration.export import main as export
 from llm_integration.freeze import adapter_pattern, build_groups, prepare_parameters, trained_names
 from llm_integration.generate import answer, build_message, load_chat
@@ -21,6 +25,7 @@ from llm_integration.load import check_processor, load_llava
 from llm_integration.processor import load_processor
 from llm_integration.result import load_model
 from llm_integration.train import check_resume, main, train
+from llm_integration.trainer import EpochOrder
 from sparse_vlm.settings import SettingsError, build_settings
 
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -237,6 +242,84 @@ def test_a_result_refuses_another_tower(build: Any, llava_dir: Path, tmp_path: P
     save_file({**weights, name: weights[name] + 1}, path, metadata={"format": "pt"})
     with pytest.raises(ValueError, match="is not the one that"):
         load_model(tmp_path / "run" / "final")
+
+
+def test_a_result_refuses_another_language_model(build: Any, llava_dir: Path, tmp_path: Path) -> None:
+    shutil.copytree(llava_dir, tmp_path / "base")
+    train(build("stage=align", f"model={tmp_path / 'base'}", "max_steps=1"))
+    load_model(tmp_path / "run" / "final")
+    path = tmp_path / "base" / "model.safetensors"
+    weights = load_file(path)
+    changed = {name: value * 1.01 if "language_model" in name else value for name, value in weights.items()}
+    save_file(changed, path, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"base is not the model that .* was trained on top of"):
+        load_model(tmp_path / "run" / "final")
+
+
+def test_what_was_trained_is_not_overwritten(
+    build: Any, llava_dir: Path, encoder_dir: Path, build_llm_dir: Any, tmp_path: Path
+) -> None:
+    shutil.copytree(llava_dir, tmp_path / "base")
+    words = ("stage=align", f"model={tmp_path / 'base'}", "max_steps=1")
+    for name in ("run", "other"):
+        train(build(*words, f"out={tmp_path / name}"))
+    result, exported = tmp_path / "run" / "final", tmp_path / "exported"
+    for _ in range(2):  # an export may be made again
+        export(["--run", str(result), "--out", str(exported)])
+    before = {path: path.read_bytes() for path in sorted(tmp_path.rglob("*")) if path.is_file()}
+    llm = str(build_llm_dir("llama"))
+    for place in (result, exported):
+        with pytest.raises(FileExistsError, match="has trained, which would be lost"):
+            assemble(encoder_dir, llm, place)
+    with pytest.raises(SystemExit):
+        export(["--run", str(result), "--out", str(tmp_path / "other" / "final")])
+    with pytest.raises(SystemExit):
+        export(["--run", str(result), "--out", str(tmp_path / "base")])
+    assert {path: path.read_bytes() for path in sorted(tmp_path.rglob("*")) if path.is_file()} == before
+    train(build(*words, f"out={tmp_path / 'run'}", "seed=5", "resume=false"))  # its own result a run replaces
+    assert (tmp_path / "run" / "final" / "trained.safetensors").read_bytes() != before[
+        tmp_path / "run" / "final" / "trained.safetensors"
+    ]
+    assemble(encoder_dir, llm, tmp_path / "base")  # what was only assembled can be assembled again
+
+
+def test_a_limit_of_bad_records_may_be_raised_on_the_way(build: Any, tmp_path: Path) -> None:
+    train(build("checkpoint_every=1", "max_steps=2"))
+    for word in ("data.max_bad_records=5", "data.workers=3"):
+        assert check_resume(build("checkpoint_every=1", "max_steps=3", word), 1) is not None
+    with pytest.raises(SettingsError, match=r"begun with other settings \(seed, data.max_length\)"):
+        check_resume(build("data.max_length=77", "seed=3"), 1)
+
+
+def test_a_run_that_was_moved_goes_on(build: Any, tmp_path: Path) -> None:
+    train(build("checkpoint_every=1", "max_steps=2"))
+    moved = (tmp_path / "run").rename(tmp_path / "moved")
+    train(build("checkpoint_every=1", "max_steps=3", f"out={moved}"))
+    steps = [json.loads(line)["step"] for line in (moved / "log.jsonl").read_text().splitlines()]
+    assert steps.count(1) == 1, "the run began anew"
+
+
+def test_the_order_of_a_later_epoch_survives_a_restart_on_two_processes(build: Any) -> None:
+    """What accelerate and the Trainer wrap around a sampler: a share for each process, and the skipping."""
+    settings = build("batch=2")
+
+    def batches(skipped: int) -> list[list[int]]:
+        trainer = SimpleNamespace(order=GroupedSampler(range(1, 17), [True] * 16, 4, 0))
+        loader: Any = torch.utils.data.DataLoader(range(16), batch_size=2, sampler=trainer.order)  # type: ignore[arg-type]
+        loader = prepare_data_loader(loader, num_processes=2, process_index=0, put_on_device=False)
+        state = SimpleNamespace(epoch=1 + skipped / 4)
+        EpochOrder(trainer).on_epoch_begin(settings, state, None)  # type: ignore[arg-type]
+        if skipped:
+            loader = skip_first_batches(loader, skipped)
+        loader.set_epoch(1)
+        return [batch.tolist() for batch in loader]
+
+    whole = batches(0)
+    assert len(whole) == 4
+    assert whole[1:] == batches(1)
+    order = GroupedSampler(range(1, 17), [True] * 16, 4, 0)
+    share = [list(order)[at : at + 2] for at in range(0, 16, 4)]
+    assert share != whole, "the second epoch has an order of its own"
 
 
 @pytest.mark.parametrize("extra", [(), ("lora.rank=2", "lora.dropout=0.3")])
