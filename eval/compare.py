@@ -140,6 +140,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for field in ("task", "scorer"):
             if a.get(field) != b.get(field):
                 raise InputError(f"The runs differ in {field}: {a.get(field)!r} and {b.get(field)!r}.")
+        protocols = [run.get("protocol") for run in (a, b)]
+        if None not in protocols and protocols[0] != protocols[1]:  # rescored answers do not tell theirs
+            raise InputError(
+                f"The runs' prompts follow different protocols, {protocols[0]} and {protocols[1]}: what they "
+                "differ in would be the prompts' doing, too."
+            )
         made = compare_scores(a["units"], b["units"])
         if made.dropped and not options.allow_missing:
             raise InputError(
@@ -149,10 +155,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(format_comparison(made, a.get("task", ""), str(options.run_a), str(options.run_b)))
+    names = [f"{path}{_floor(run)}" for path, run in ((options.run_a, a), (options.run_b, b))]
+    print(format_comparison(made, a.get("task", ""), *names))
     if options.json is not None:
         write_atomic(options.json, json.dumps(asdict(made), indent=1).encode())
     return 0
+
+
+def _floor(run: Mapping[str, Any]) -> str:
+    floor = run.get("floor") or "none"
+    return "" if floor == "none" else f" (floor: {floor})"
 
 
 def format_comparison(made: Comparison, task: str, first: str, second: str) -> str:

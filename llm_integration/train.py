@@ -116,7 +116,8 @@ def build_arguments(settings: TrainSettings, deepspeed: bool) -> TrainingArgumen
         deepspeed=str(settings.deepspeed) if deepspeed else None,
         save_strategy="steps" if settings.checkpoint_every else "no",
         save_steps=settings.checkpoint_every or 1,
-        save_total_limit=settings.keep_checkpoints,
+        # The Trainer removes old ones before a new one is marked as whole: that is done behind the mark.
+        save_total_limit=settings.keep_checkpoints + 1,
         logging_steps=settings.log_every,
         logging_nan_inf_filter=False,
         dataloader_num_workers=settings.data.workers,
@@ -324,7 +325,7 @@ def train(settings: TrainSettings) -> dict[str, float]:
         args=arguments,
         train_dataset=dataset,
         data_collator=build_collator(processor, model.config),
-        callbacks=[LogFile(settings.out / LOG_FILE, dataset), WholeMark()],
+        callbacks=[LogFile(settings.out / LOG_FILE, dataset), WholeMark(settings.keep_checkpoints)],
     )
     trainer.remove_callback(PrinterCallback)  # says again what the log says
     outcome = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)

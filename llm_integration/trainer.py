@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -129,10 +130,16 @@ class WholeMark(TrainerCallback):
     """Marks a checkpoint once all processes have written their share of it.
 
     The Trainer's own last file is no such sign: it exists before it has content, and other processes may
-    still be writing theirs.
+    still be writing theirs. Older checkpoints go only then.
+
+    Args:
+        keep: how many checkpoints are kept.
     """
 
     NAME = "whole.json"
+
+    def __init__(self, keep: int) -> None:
+        self.keep = keep
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Called by the Trainer, in every process, after its share is written."""
@@ -142,3 +149,6 @@ class WholeMark(TrainerCallback):
             folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
             mark = {"step": state.global_step, "processes": args.world_size}
             write_atomic(folder / self.NAME, json.dumps(mark) + "\n")
+            older = sorted(folder.parent.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+            for path in older[: -self.keep]:
+                shutil.rmtree(path)

@@ -48,7 +48,11 @@ class Gqa(Task):
                 f"{source} is no GQA question file: expected an object of questions by their id."
             )
         if asked is None:
-            rows = content if isinstance(content, dict) else gold
+            rows = _by_id(content, path) if isinstance(content, list) else content
+            if not isinstance(rows, dict) or not all(isinstance(row, dict) for row in rows.values()):
+                raise InputError(
+                    f"{path} is no GQA question file: expected an object of questions by their id."
+                )
             asked = [_question(key, row, path) for key, row in rows.items() if row.get("isBalanced", True)]
         orphans = [row.question_id for row in asked if str(row.question_id) not in gold]
         if orphans:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from eval.answers import InputError, read_json_or_lines
+from eval.answers import InputError, name_some, read_json_or_lines
 from eval.intervals import Figure, accuracy_figure
 from eval.metrics.choices import read_first_letter
 from eval.questions import is_llava_file, llava_questions, need, required, rows_of
@@ -125,6 +125,13 @@ def _with_prompts(examples: list[Example], questions: Path) -> list[Example]:
     rows = llava_questions(content, questions)
     keys = _number_keys(str(row.question_id) for row in rows)
     asked = dict(zip(keys, rows, strict=True))
+    annotated = {example.key for example in examples}
+    orphans = [key for key in asked if key not in annotated]
+    if orphans and len(orphans) < len(asked):
+        raise InputError(
+            f"{len(orphans)} of {len(asked)} questions of {questions} are not in the annotation file "
+            f"({name_some(orphans)}); is it another release's?"
+        )
     examples = [example for example in examples if example.key in asked]
     if not examples:
         raise InputError(f"None of the questions of {questions} is in the annotation file.")

@@ -36,7 +36,7 @@ class VqaV2(Task):
             if annotations not in (None, path):
                 raise InputError(f"{path} is an annotation file; give the question file as --questions.")
             annotations = path
-            rows = _annotated(content)
+            rows = _annotated(content, path)
         else:
             rows = load_vqa_questions(path, content)
         if annotations is not None:
@@ -85,18 +85,21 @@ class VqaV2(Task):
         return figures
 
     def submission(self, examples: Sequence[Example], answers: Mapping[str, str]) -> tuple[str, bytes] | None:
+        # The server takes whole sets only: test-dev's answers within a file of all of test2015.
         rows = [
-            {"question_id": e.question_id, "answer": normalise_evalai(answers[e.key])}
+            {"question_id": e.question_id, "answer": normalise_evalai(answers.get(e.key, ""))}
             for e in examples
-            if e.key in answers
         ]
         return ".json", json.dumps(rows).encode()
 
 
-def _annotated(content: dict[str, Any]) -> list[Question]:
+def _annotated(content: dict[str, Any], path: Path) -> list[Question]:
     """The questions that an annotation file knows by number only."""
     subset = str(content.get("data_subtype", ""))
-    rows = [row for row in content["annotations"] if isinstance(row, dict) and "question_id" in row]
+    rows = rows_of(content, "annotations", path)
+    for number, row in enumerate(rows, start=1):
+        may = {"image_id": maybe(identifier)}
+        need(row, {"question_id": identifier}, path, f"annotation {number}", may)
     return [Question(row["question_id"], "", coco_picture(row.get("image_id"), subset)) for row in rows]
 
 

@@ -266,6 +266,19 @@ def test_answers_of_other_weights_are_not_taken_for_the_models(
     assert main([str(config)]) == 0  # what is finished can be scored without the model
 
 
+def test_runs_of_other_prompts_are_not_compared(
+    settings: Callable[..., RunSettings], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, floor in (("plain", "none"), ("bare", "none"), ("floor", "no-image")):
+        run(settings(out=tmp_path / name, floor=floor), [], Parrot())
+    scores = tmp_path / "bare" / "scores.json"
+    scores.write_text(json.dumps({**json.loads(scores.read_text()), "protocol": "bare"}))
+    assert compare([str(tmp_path / "plain"), str(tmp_path / "bare")]) == 2
+    assert "follow different protocols, llava-1.5 and bare" in capsys.readouterr().err
+    assert compare([str(tmp_path / "plain"), str(tmp_path / "floor")]) == 0
+    assert f"{tmp_path / 'floor'} (floor: no-image)" in capsys.readouterr().out
+
+
 @pytest.mark.slow
 def test_two_processes_give_the_same_file(quiz: Path, llava_dir: Path, tmp_path: Path) -> None:
     config, _ = command(quiz, llava_dir, tmp_path / "one")

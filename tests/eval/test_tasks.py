@@ -132,6 +132,25 @@ def test_vqav2(tmp_path: Path) -> None:
         ".json",
         b'[{"question_id": 1, "answer": "dog"}, {"question_id": 2, "answer": "yes"}]',
     )
+    # The server takes whole sets only.
+    assert task.submission(examples, {"2": "Yes"}) == (
+        ".json",
+        b'[{"question_id": 1, "answer": ""}, {"question_id": 2, "answer": "yes"}]',
+    )
+
+
+@pytest.mark.parametrize(
+    ("annotations", "message"),
+    [
+        (None, '"annotations" must be a list of rows'),
+        ([{"question_id": 1, "image_id": 1.5, "answers": []}], "annotation 1"),
+        ([3], "annotation 1"),
+    ],
+)
+def test_vqav2_refuses_damaged_annotations_alone(tmp_path: Path, annotations: Any, message: str) -> None:
+    path = put(tmp_path / "a.json", {"annotations": annotations})
+    with pytest.raises(InputError, match=f"(?i){message}"):
+        load_task("vqav2").load_examples(None, path)
 
 
 def test_vqav2_refuses_the_annotations_of_another_split(tmp_path: Path) -> None:
@@ -176,6 +195,11 @@ def test_gqa(tmp_path: Path) -> None:
     assert task.load_examples(llava, gold)[0].question == "Is it?"
     listed = put(tmp_path / "rows.json", [{"id": key, **row} for key, row in rows.items()])
     assert [e.key for e in task.load_examples(listed, listed)] == ["10", "11"]
+    # Asked is what the question file names, in whatever form.
+    some = put(tmp_path / "some.json", [{"id": "11", **rows["11"]}])
+    assert [e.key for e in task.load_examples(some, gold)] == ["11"]
+    with pytest.raises(InputError, match=r"odd.json is no GQA question file"):
+        task.load_examples(put(tmp_path / "odd.json", {"a": 1}), gold)
     put(gold, '{"10": {"answer": "a"}, "10": {"answer": "b"}}')
     with pytest.raises(InputError, match=r"1 keys twice \(10\)"):
         task.load_examples(gold, gold)
@@ -447,6 +471,15 @@ def test_seedbench_scores_videos_only_where_answered(tmp_path: Path) -> None:
         ).missing
         == ()
     )
+
+
+def test_seedbench_questions_without_a_gold_answer_are_refused(tmp_path: Path) -> None:
+    row = {"question": "q", "answer": "A", "data_type": "image", "question_type_id": 1}
+    row |= {f"choice_{letter}": letter for letter in "abcd"}
+    gold = put(tmp_path / "S.json", {"questions": [{"question_id": "1", **row}], "question_type": {"x": 1}})
+    asked = [{"question_id": n, "image": f"{n}.jpg", "text": "q"} for n in ("1", "2", "3")]
+    with pytest.raises(InputError, match=r"2 of 3 questions of .*q.jsonl are not in the .* \(2, 3\)"):
+        load_task("seedbench").load_examples(put(tmp_path / "q.jsonl", asked, lines=True), gold)
 
 
 def test_seedbench_is_asked_about_the_pictures_that_llavas_file_names(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from llm_integration.load import check_processor, load_llava
 from llm_integration.processor import load_processor
 from llm_integration.result import load_model
 from llm_integration.train import check_resume, main, train
-from llm_integration.trainer import EpochOrder
+from llm_integration.trainer import EpochOrder, WholeMark
 from sparse_vlm.settings import SettingsError, build_settings
 
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -281,6 +281,30 @@ def test_what_was_trained_is_not_overwritten(
         tmp_path / "run" / "final" / "trained.safetensors"
     ]
     assemble(encoder_dir, llm, tmp_path / "base")  # what was only assembled can be assembled again
+
+
+def test_a_kill_before_a_checkpoint_is_whole_leaves_the_one_before(
+    build: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("checkpoint_every=2", "keep_checkpoints=1", "max_steps=6")
+    mark = WholeMark.on_save
+
+    def killed(self: WholeMark, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == 4:
+            raise KeyboardInterrupt
+        mark(self, args, state, control, **kwargs)
+
+    monkeypatch.setattr(WholeMark, "on_save", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train(build(*words))
+    newest = check_resume(build(*words), 1)
+    assert newest is not None
+    assert newest.name == "checkpoint-2"
+    monkeypatch.setattr(WholeMark, "on_save", mark)
+    train(build(*words))
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["checkpoint-6"]
+    train(build(*words, f"out={tmp_path / 'whole'}"))
+    assert _losses(tmp_path / "run") == _losses(tmp_path / "whole")
 
 
 def test_a_limit_of_bad_records_may_be_raised_on_the_way(build: Any, tmp_path: Path) -> None:
