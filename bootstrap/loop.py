@@ -89,9 +89,13 @@ def run_loop(run: Run) -> None:
         others = (config.save_every, config.heldout.every)
         if logs or any(every > 0 and done % every == 0 for every in others):
             # The one place where the loop waits for the device.
-            figures = {name: float(value) for name, value in totals.items()}
+            own = {name: float(value) for name, value in totals.items()}
+            # Each process has seen pictures of its own.
+            parts = engine.gather(own)
+            figures = {name: sum(part[name] for part in parts) / len(parts) for name in own}
             # Before a checkpoint too, which would keep what is broken, and before an evaluation.
             _check_finite(figures, done, engine)
+            _check_weights(run.student, done, engine)
             if logs:
                 figures["lr"] = run.optimiser.param_groups[0]["lr"]
                 figures["waited_for_data_s"] = waited
@@ -111,6 +115,18 @@ def draw_count(config: BootstrapConfig, step: int) -> int | None:
 def _next(batches: Iterator[PictureBatch]) -> tuple[PictureBatch, float]:
     started = time.perf_counter()
     return next(batches), time.perf_counter() - started
+
+
+def _check_weights(student: Student, done: int, engine: TorchEngine) -> None:
+    # Where the engine tells no norm, weights show it before the loss does, and before they are kept.
+    if engine.keeps_optimiser:
+        return
+    whole = [value.detach().isfinite().all() for value in student.encoder.parameters() if value.requires_grad]
+    if whole and not bool(torch.stack(whole).all()):
+        raise FloatingPointError(
+            f"weights are no longer numbers at step {done}: lower optimiser.lr or optimiser.clip_norm and "
+            "start anew; the last checkpoint is from before"
+        )
 
 
 def _check_finite(figures: dict[str, float], done: int, engine: TorchEngine) -> None:

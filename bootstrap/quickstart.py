@@ -49,7 +49,9 @@ def main(arguments: list[str] | None = None) -> None:
         default=min(2, os.cpu_count() or 1),
         help="processes that share the training (default 2, or 1 on a single core)",
     )
-    parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="settings on top of the file")
+    parser.add_argument(
+        "overrides", nargs="*", default=[], metavar="key.sub=value", help="settings on top of the file"
+    )
     options = parser.parse_args(arguments)
     keep_freed_memory()
     started = time.time()

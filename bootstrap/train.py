@@ -321,6 +321,8 @@ def _to_plain(config: BootstrapConfig) -> dict[str, Any]:
 def _check_place(out: Path, config: BootstrapConfig) -> None:
     """See that the run directory is empty, or that these are the settings of the run that was begun in it."""
     path, ours = out / _SETTINGS_FILE, _to_plain(config)
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"out={out} is a file: name a directory")
     if path.is_file():
         found = yaml.safe_load(path.read_text(encoding="utf-8"))
         theirs: dict[str, Any] = found if isinstance(found, dict) else {}
@@ -352,7 +354,9 @@ def main(arguments: list[str] | None = None) -> None:
         prog="python -m bootstrap.train", description="Bootstrap a SparseFormer from a vision transformer."
     )
     parser.add_argument("config", help="YAML file, for instance one of configs/bootstrap/")
-    parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="settings on top of the file")
+    parser.add_argument(
+        "overrides", nargs="*", default=[], metavar="key.sub=value", help="settings on top of the file"
+    )
     parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)  # from launchers
     options = parser.parse_args(arguments)
     keep_freed_memory()

@@ -320,7 +320,7 @@ def main(arguments: list[str] | None = None) -> int:
         prog="python -m bootstrap.train_llama", description=__doc__.splitlines()[0]
     )
     parser.add_argument("config", type=Path)
-    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    parser.add_argument("overrides", nargs="*", default=[], metavar="key=value")
     given = parser.parse_args(arguments)
     keep_freed_memory()
     try:

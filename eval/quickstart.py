@@ -54,7 +54,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--llm", type=Path, default=Path("assets/scenes_llama"), help="the language model")
     parser.add_argument("--config", type=Path, default=Path(_CONFIG), help=f"of the tuning ({_CONFIG})")
     parser.add_argument("--questions", type=int, default=400, help="held-out questions to ask")
-    parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="settings of the tuning")
+    parser.add_argument(
+        "overrides", nargs="*", default=[], metavar="key.sub=value", help="settings of the tuning"
+    )
     options = parser.parse_args(arguments)
     started = time.time()
     try:

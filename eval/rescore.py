@@ -143,7 +143,7 @@ def _notes(outcome: Rescored) -> list[str]:
     coverage = describe_coverage(outcome)
     notes = [f"answered: {coverage['answered']} of {coverage['asked']} questions"]
     if coverage["missing"]["count"]:
-        notes.append("every figure is over the answered questions only (--allow-missing)")
+        notes.append("every figure is over the answered questions only")
     if not outcome.judgements:
         notes.append(f"no figures: {outcome.task.scorer}, or the files hold no gold answers")
     what = {

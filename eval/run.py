@@ -230,7 +230,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
     parser = argparse.ArgumentParser(prog="python -m eval.run", description=__doc__.split("\n")[0])
     parser.add_argument("config", type=Path, help="YAML file, for instance one of configs/eval/")
-    parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="settings on top of the file")
+    parser.add_argument(
+        "overrides", nargs="*", default=[], metavar="key.sub=value", help="settings on top of the file"
+    )
     words = list(sys.argv[1:] if arguments is None else arguments)
     options = parser.parse_args(words)
     try:

@@ -25,7 +25,7 @@ from .hf import SparseFormerVisionModel
 from .load import check_processor
 from .processor import count_image_tokens
 from .result import load_model, load_model_processor
-from .templates import add_end, find_stop
+from .templates import add_end, check_heard, find_stop
 
 Picture = str | PathLike[str] | Image.Image
 
@@ -75,6 +75,7 @@ class Chat:
         self.processor: Any = processor
         # It may have been tuned with another template than it was put together with.
         template: Any = self.processor.chat_template
+        check_heard(self.processor.tokenizer, template)
         add_end(self.model.generation_config, find_stop(self.processor.tokenizer, template))
 
     @property

@@ -165,6 +165,27 @@ def find_end(tokenizer: Any, template: str | None) -> int | None:
     return None
 
 
+def check_heard(tokenizer: Any, template: str | None) -> None:
+    """See that what a user asks is in the prompt: ``plain``, for the alignment of a projector, leaves it out.
+
+    Raises:
+        ValueError: if it is not.
+    """
+    probe = "what"
+    for content in (probe, [{"type": "text", "text": probe}]):
+        messages = [{"role": "user", "content": content}]
+        try:
+            prompt = tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False)
+        except Exception:  # a template raises whatever it likes for what it does not take
+            continue
+        if probe in str(prompt).lower():
+            return
+    raise ValueError(
+        "the model's chat template leaves out what is asked, as `plain` does, which is for stage=align: "
+        "assemble it with another --template, or tune it with another data.template"
+    )
+
+
 def find_stop(tokenizer: Any, template: str | None) -> int | None:
     """Where answers are over: the token that :func:`find_end` finds, or else the end of a sequence."""
     end, last = find_end(tokenizer, template), tokenizer.eos_token_id

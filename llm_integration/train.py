@@ -45,7 +45,7 @@ from .freeze import PROJECTOR, TOWER, cast_frozen, prepare_parameters, trained_n
 from .processes import leave_process_group
 from .processor import count_image_tokens
 from .result import load_model, load_model_processor, read_facts, save_result, trained_before
-from .templates import CHATML_TOKENS, build_template
+from .templates import CHATML_TOKENS, build_template, check_heard
 from .trainer import ChatTrainer, LogFile, WholeMark, mean_loss
 
 logger = logging.getLogger(__name__)
@@ -177,6 +177,8 @@ def check_resume(settings: TrainSettings, processes: int) -> Path | None:
     """
     before, now = settings.out / SETTINGS_FILE, json.loads(json.dumps(settings_to_dict(settings)))
     # A log that a shell writes there is no harm; another run, a model or a result would be mixed with ours.
+    if settings.out.resolve() in settings.model.resolve().parents:
+        raise SettingsError([f"model={settings.model} lies in out={settings.out}: name another out"])
     strange = [name for name in _TAKEN if (settings.out / name).exists()]
     if strange and not before.is_file():
         raise SettingsError(
@@ -295,6 +297,8 @@ def train(settings: TrainSettings) -> dict[str, float]:
     processor_template: Any = processor.chat_template
     template = build_template(settings.data.template, processor_template)
     tokenizer: Any = processor.tokenizer
+    if settings.stage == "tune":
+        check_heard(tokenizer, template)
     pieces = [token for token in CHATML_TOKENS if token not in tokenizer.get_vocab()]
     if settings.data.template == "chatml" and pieces:
         raise ValueError(
@@ -313,9 +317,10 @@ def train(settings: TrainSettings) -> dict[str, float]:
 
     if arguments.process_index == 0:
         settings.out.mkdir(parents=True, exist_ok=True)
-        if not settings.resume and (settings.out / CHECKPOINTS).is_dir():
-            # Left there, a later start would take one of them for this run's newest.
-            shutil.rmtree(settings.out / CHECKPOINTS)
+        for name in (CHECKPOINTS, FINAL):
+            if not settings.resume and (settings.out / name).is_dir():
+                # Left there, a later start would take them for this run's.
+                shutil.rmtree(settings.out / name)
         drop_after(settings.out / LOG_FILE, checkpoint_step(checkpoint) if checkpoint else 0)
         write_atomic(settings.out / SETTINGS_FILE, json.dumps(settings_to_dict(settings), indent=2) + "\n")
         write_atomic(settings.out / "trained.txt", "\n".join(trained_names(wrapped)) + "\n")
@@ -386,7 +391,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         settings = load_settings(Path(words[0]), words[1:])
         metrics = train(settings)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         raise SystemExit(2) from error
     except TooManyBadRecordsError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -103,7 +104,19 @@ class LogFile(TrainerCallback):
             control.should_log = True
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        """Called by the Trainer with each entry."""
+        """Called by the Trainer with each entry, in every process, before a checkpoint of the same step.
+
+        Raises:
+            FloatingPointError: if loss or gradients are no longer numbers.
+        """
+        # DeepSpeed leaves out by itself an update whose gradient is no number.
+        for name in ("loss",) if args.deepspeed else ("loss", "grad_norm"):
+            value = (logs or {}).get(name)
+            if value is not None and not math.isfinite(value):
+                raise FloatingPointError(
+                    f"the {name} is {value} at step {state.global_step}: lower optim.learning_rate and begin "
+                    "anew, or go on from a checkpoint, which are from before"
+                )
         if not state.is_world_process_zero or not logs:
             return
         if "train_loss" in logs:

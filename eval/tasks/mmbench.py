@@ -95,7 +95,8 @@ class MmBench(Task):
         }
 
     def llava_prompt(self, example: Example) -> str:
-        lead = f"{example.facts['hint']}\n" if example.facts["hint"] else ""
+        hint = example.facts["hint"] or ""
+        lead = f"{hint}\n" if hint.lower() not in ("", "nan", "none") else ""
         options = []
         for letter in _OPTIONS:
             text = example.facts["options"].get(letter)

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
 
@@ -21,6 +22,7 @@ from safetensors.torch import load_file, save_file
 
 from bootstrap.config import read_config
 from bootstrap.log import read_log
+from bootstrap.loop import _check_weights
 from bootstrap.muon import has_muon
 from bootstrap.report import draw_curves
 from bootstrap.state import list_checkpoints
@@ -343,6 +345,26 @@ def test_other_settings_in_the_same_place_are_refused(write_run: Write) -> None:
     bootstrap(read_config(write_run()))
     with pytest.raises(ValueError, match=r"holds a run with other settings \(batch_size\)"):
         bootstrap(read_config(write_run(batch_size=2)))
+
+
+def test_a_file_is_no_run_directory(write_run: Write, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(ValueError, match=r"out=.*file is a file: name a directory"):
+        bootstrap(read_config(write_run(), (f"out={tmp_path / 'file'}",)))
+
+
+def test_an_engine_that_tells_no_norm_has_its_weights_looked_at() -> None:
+    encoder = torch.nn.Linear(2, 2)
+    student: Any = SimpleNamespace(encoder=encoder)
+    silent: Any = SimpleNamespace(keeps_optimiser=False)
+    _check_weights(student, 3, silent)
+    with torch.no_grad():
+        encoder.weight[0, 1] = float("nan")
+    with pytest.raises(FloatingPointError, match="weights are no longer numbers at step 3"):
+        _check_weights(student, 3, silent)
+    _check_weights(student, 3, SimpleNamespace(keeps_optimiser=True))  # type: ignore[arg-type]
+    encoder.weight.requires_grad_(False)
+    _check_weights(student, 3, silent)
 
 
 def test_a_run_that_was_moved_is_still_the_same(write_run: Write, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +25,7 @@ from llm_integration.generate import answer, build_message, load_chat
 from llm_integration.load import check_processor, load_llava
 from llm_integration.processor import load_processor
 from llm_integration.result import load_model
+from llm_integration.templates import TEMPLATES
 from llm_integration.train import check_resume, main, train
 from llm_integration.trainer import EpochOrder, WholeMark
 from sparse_vlm.settings import SettingsError, build_settings
@@ -214,6 +216,22 @@ def test_chatml_in_pieces_is_refused(build: Any, monkeypatch: pytest.MonkeyPatch
         train(build("data.template=chatml"))
 
 
+def test_a_template_that_leaves_the_question_out_is_for_alignment_only(
+    build: Any, llava_dir: Path, tmp_path: Path
+) -> None:
+    deaf = shutil.copytree(llava_dir, tmp_path / "deaf")
+    processor = load_processor(deaf)
+    processor.chat_template = TEMPLATES["plain"]
+    processor.save_pretrained(deaf)
+    with pytest.raises(ValueError, match="chat template leaves out what is asked"):
+        load_chat(deaf)
+    with pytest.raises(ValueError, match="chat template leaves out what is asked"):
+        train(build(f"model={deaf}"))
+    with pytest.raises(ValueError, match="chat template leaves out what is asked"):
+        train(build("data.template=plain"))
+    train(build(f"model={deaf}", "stage=align", "data.template=plain", "max_steps=1"))
+
+
 def test_another_number_of_processes_is_refused(build: Any, tmp_path: Path) -> None:
     train(build("checkpoint_every=1", "max_steps=2"))
     assert check_resume(build("checkpoint_every=1", "max_steps=2"), 1) is not None
@@ -305,6 +323,40 @@ def test_a_kill_before_a_checkpoint_is_whole_leaves_the_one_before(
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["checkpoint-6"]
     train(build(*words, f"out={tmp_path / 'whole'}"))
     assert _losses(tmp_path / "run") == _losses(tmp_path / "whole")
+
+
+def test_a_loss_that_is_no_number_stops_before_a_checkpoint(
+    build: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = build("checkpoint_every=1", "max_steps=8", "log_every=8", "optim.learning_rate=1e30")
+    monkeypatch.setattr("llm_integration.train.load_settings", lambda *given: settings)
+    with pytest.raises(SystemExit) as ended:
+        main(["settings.yaml"])
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert re.search(r"error: the (loss|grad_norm) is (nan|inf) at step \d: lower optim", said)
+    assert not (tmp_path / "run" / "final").exists()
+    for path in (tmp_path / "run" / "checkpoints").glob("checkpoint-*/model.safetensors"):
+        assert all(value.isfinite().all() for value in load_file(path).values()), path
+
+
+def test_beginning_anew_leaves_no_result_of_before(
+    build: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(build("max_steps=2"))
+
+    def killed(self: WholeMark, *given: Any, **kwargs: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(WholeMark, "on_save", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(build("max_steps=2", "checkpoint_every=1", "resume=false"))
+    assert not (tmp_path / "run" / "final").exists()
+    assert train(build("max_steps=2"))["train_runtime"] > 0
+    with pytest.raises(SettingsError, match=r"model=.*final lies in out="):
+        train(build(f"model={tmp_path / 'run' / 'final'}", "resume=false"))
+    assert (tmp_path / "run" / "final").is_dir()
 
 
 def test_a_limit_of_bad_records_may_be_raised_on_the_way(build: Any, tmp_path: Path) -> None:
