@@ -157,6 +157,12 @@ def join_parts(
     """Tower, a fresh projector and language model as one; see :func:`build_llava`."""
     template = template or ("own" if tokenizer.chat_template else "vicuna_v1")
     jinja = build_template(template, tokenizer.chat_template)
+    visual = tower.tokens - tower.drops_first
+    positions = getattr(llm.config.get_text_config(), "max_position_embeddings", None)
+    if positions is not None and visual >= positions:
+        raise ValueError(
+            f"{visual} visual tokens leave no room for words in the language model's {positions} positions"
+        )
     probe = torch.arange(min(8, int(llm.get_input_embeddings().weight.shape[0])))[None]
     with torch.no_grad():
         before = llm(input_ids=probe).logits
@@ -170,7 +176,7 @@ def join_parts(
         vision_config=tower.model.config,
         text_config=text_config,
         image_token_index=image_token,
-        image_seq_length=tower.tokens - tower.drops_first,
+        image_seq_length=visual,
         vision_feature_layer=tower.layer,
         vision_feature_select_strategy="default" if tower.drops_first else "full",
         tie_word_embeddings=bool(text_config.tie_word_embeddings),

@@ -233,6 +233,19 @@ def test_a_llava_is_no_language_model(encoder_dir: Path, llava_dir: Path, tmp_pa
         assemble(encoder_dir, str(llava_dir), tmp_path / "out")
 
 
+def test_more_visual_tokens_than_positions_are_refused(
+    encoder_dir: Path, build_llm_dir: Any, tmp_path: Path
+) -> None:
+    llm = str(build_llm_dir("llama"))
+    positions = json.loads((Path(llm) / "config.json").read_text())["max_position_embeddings"]
+    message = (
+        f"{positions} visual tokens leave no room for words in the language model's {positions} positions"
+    )
+    with pytest.raises(ValueError, match=message):
+        assemble(encoder_dir, llm, tmp_path / "out", num_tokens=positions)
+    assert not (tmp_path / "out").exists()
+
+
 def test_other_files_are_not_overwritten(encoder_dir: Path, build_llm_dir: Any, tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("mine")
     with pytest.raises(FileExistsError, match=r"thesis\.tex"):
