@@ -191,11 +191,11 @@ def build_problem(
     generator = torch.Generator().manual_seed(0)
 
     def draw(*shape: int, scale: float = 1.0) -> Tensor:
-        return (scale * torch.randn(*shape, generator=generator)).to(device=device, dtype=dtype)
+        return (scale * torch.randn(*shape, generator=generator, device="cpu")).to(device=device, dtype=dtype)
 
     # Channels last, as the stem leaves it.
     feature_map = draw(2, 5, 7, channels).permute(0, 3, 1, 2)  # (B, C, H, W)
-    points_xy = (torch.rand(2, 3, points, 2, generator=generator) * 1.6 - 0.3).to(device)
+    points_xy = (torch.rand(2, 3, points, 2, generator=generator, device="cpu") * 1.6 - 0.3).to(device)
     return Sight(
         feature_map,
         points_xy,

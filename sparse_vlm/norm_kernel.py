@@ -85,8 +85,8 @@ def launch_add_norm(
             add_norm_kernel[(tokens.numel() // width,)](
                 tokens,
                 tokens if update is None else update,
-                weight,
-                bias,
+                weight.contiguous(),
+                bias.contiguous(),
                 added,
                 normed,
                 width,
@@ -108,7 +108,7 @@ def launch_pool_norm(features: Tensor, bias: Tensor, eps: float) -> Tensor:
         with launching_on(features.device):
             pool_norm_kernel[(batch, triton.cdiv(pooled_height * pooled_width, _CELLS))](
                 cells,
-                bias,
+                bias.contiguous(),
                 normed,
                 height,
                 width,

@@ -142,4 +142,4 @@ def _pool_agrees(device: torch.device, dtype: torch.dtype, channels: int) -> boo
 def _drawer(device: torch.device, dtype: torch.dtype) -> Callable[..., Tensor]:
     """Random tensors of the same numbers everywhere; no global random state moves."""
     generator = torch.Generator().manual_seed(0)
-    return lambda *shape: torch.randn(*shape, generator=generator).to(device, dtype)
+    return lambda *shape: torch.randn(*shape, generator=generator, device="cpu").to(device, dtype)

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .compiling import is_exporting
 from .norms import pool_norm
 
 
@@ -78,4 +79,5 @@ def _channels_last(images: Tensor) -> Tensor:
 def _has_tensor_cores(images: Tensor) -> bool:
     """Whether the convolution is one of half-precision numbers on a GPU."""
     half = images.dtype in (torch.bfloat16, torch.float16) or torch.is_autocast_enabled()
-    return images.is_cuda and half
+    # Exported programs take any size, which the cells would pin down.
+    return images.is_cuda and half and not is_exporting()

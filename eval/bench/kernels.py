@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from eval.answers import InputError
@@ -17,7 +16,6 @@ from eval.costs.clock import Timing
 from sparse_vlm import SparseFormer, agreement
 from sparse_vlm.activations import quick_gelu_gradient_plain, quick_gelu_plain
 from sparse_vlm.fused import Sight, look_fused, look_plain
-from sparse_vlm.layers import attend
 from sparse_vlm.norms import pool_norm_plain
 from sparse_vlm.sampling_plain import sample_gradients_plain, sample_plain
 from sparse_vlm.stem import convolve_cells, convolve_plain
@@ -87,10 +85,6 @@ def _build_pairs(encoder: SparseFormer, batch: int) -> dict[str, tuple[Callable[
     )
     tokens, update = torch.randn(2, batch, config.num_tokens, config.width, device=device, dtype=dtype)
     norm = torch.nn.LayerNorm(config.width).to(device, dtype)
-    head_width = config.width // config.heads
-    heads = torch.randn(
-        batch, config.num_tokens, 3, config.heads, head_width, device=device, dtype=dtype
-    ).permute(2, 0, 3, 1, 4)  # (3, B, K, N, D/K)
     hidden = torch.randn(batch, config.num_tokens, config.mlp_width, device=device, dtype=dtype)
 
     def add_norm_plain() -> tuple[Tensor, Tensor]:
@@ -122,10 +116,6 @@ def _build_pairs(encoder: SparseFormer, batch: int) -> dict[str, tuple[Callable[
         "sum and norm": (
             add_norm_plain,
             lambda: launch_add_norm(tokens, update, norm.weight, norm.bias, norm.eps),
-        ),
-        "attention": (
-            lambda: F.scaled_dot_product_attention(*heads),
-            lambda: attend(*heads),
         ),
         "QuickGELU": (lambda: quick_gelu_plain(hidden), lambda: launch_quick_gelu(hidden)),
         "gradient of QuickGELU": (

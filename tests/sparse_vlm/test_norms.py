@@ -172,6 +172,15 @@ def test_convolution_over_cells_is_the_convolution(size: tuple[int, int]) -> Non
     torch.testing.assert_close(ours, theirs)
 
 
+def test_a_result_that_is_no_number_is_no_agreement(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(agreement.importlib.util, "find_spec", lambda name: object())
+    right, wrong = torch.ones(2), torch.tensor([1.0, float("nan")])
+    assert agreement.agree("x", lambda: (right, right), lambda: (right, right), 1e-5)
+    for results in ((wrong, right), (right, wrong)):
+        with pytest.warns(UserWarning, match="differs by"):
+            assert not agreement.agree("x", lambda given=results: given, lambda: (right, right), 1e-5)
+
+
 def test_pooling_before_bias_and_relu_changes_nothing() -> None:
     features, bias = torch.randn(2, 8, 9, 11), torch.randn(8)
     wanted = F.max_pool2d(F.relu(features + bias.view(-1, 1, 1)), 3, 2, 1).permute(0, 2, 3, 1)
