@@ -61,9 +61,7 @@ def pool_norm(features: Tensor, bias: Tensor) -> Tensor:
 def pool_norm_plain(features: Tensor, bias: Tensor) -> Tensor:
     """:func:`pool_norm` step by step: the reference."""
     # Pooling first: a maximum commutes with bias and ReLU and leaves them a quarter of the cells.
-    pooled = F.max_pool2d(features, kernel_size=3, stride=2, padding=1).permute(
-        0, 2, 3, 1
-    )  # (B, H/2, W/2, C)
+    pooled = F.max_pool2d(features, 3, stride=2, padding=1).permute(0, 2, 3, 1)  # (B, H/2, W/2, C)
     normed = F.layer_norm(F.relu(pooled + bias), (pooled.shape[-1],), eps=_POOL_EPS)
     return normed.permute(0, 3, 1, 2)  # (B, C, H/2, W/2)
 

@@ -124,9 +124,8 @@ def build_problem(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """A small map, points in and around it, and gradients of the samples; no global random state moves."""
     generator = torch.Generator().manual_seed(0)
-    feature_map = torch.randn(2, 5, 7, channels, generator=generator, device="cpu").permute(
-        0, 3, 1, 2
-    )  # (B, C, H, W)
+    cells = torch.randn(2, 5, 7, channels, generator=generator, device="cpu")
+    feature_map = cells.permute(0, 3, 1, 2)  # (B, C, H, W)
     points_xy = torch.rand(2, 3, 9, 2, generator=generator, device="cpu") * 1.6 - 0.3
     gradient = torch.randn(2, 3, 9, channels, generator=generator, device="cpu")
     return feature_map.to(device, dtype), points_xy.to(device), gradient.to(device, dtype)

@@ -19,13 +19,13 @@ class EarlyConvolution(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.conv = _PooledConvolution(3, channels, kernel_size=7, stride=2, padding=3)
+        self.conv = _PooledConvolution(channels)
 
     @torch.no_grad()
     def init_weights(self) -> None:
         """He initialisation by fan-out, bias zero."""
         nn.init.kaiming_normal_(self.conv.weight, mode="fan_out", nonlinearity="relu")
-        nn.init.zeros_(self.conv.bias)  # type: ignore[arg-type]
+        nn.init.zeros_(self.conv.bias)
 
     def forward(self, images: Tensor) -> Tensor:
         """Map pictures (B, 3, H, W) to features (B, C, ceil(H/4), ceil(W/4))."""
@@ -33,16 +33,22 @@ class EarlyConvolution(nn.Module):
         return features
 
 
-class _PooledConvolution(nn.Conv2d):
+class _PooledConvolution(nn.Module):
     """The convolution and all that follows it.
 
     One module, since the bias is added behind the pooling: who brings a module's weights for its call only
-    (DeepSpeed's ZeRO-3, accelerate) then has both there.
+    (DeepSpeed's ZeRO-3, accelerate) then has both there. No ``nn.Conv2d``: who exchanges those by their type
+    (quantisation, adapters) would leave out what follows.
     """
 
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(channels, 3, 7, 7))
+        self.bias = nn.Parameter(torch.empty(channels))
+
     def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) to (B, C, ceil(H/4), ceil(W/4))."""
         convolve = convolve_cells if _has_tensor_cores(images) else convolve_plain
-        assert self.bias is not None
         return pool_norm(convolve(images, self.weight), self.bias)  # (B, C, H/4, W/4)
 
 
@@ -57,7 +63,8 @@ def convolve_cells(images: Tensor, weight: Tensor) -> Tensor:
     """:func:`convolve_plain` as a 4x4 convolution of stride one over cells of 2 x 2 pixels.
 
     The same sums. A GPU's tensor cores take channels by eights and had little use for three of them; a cell
-    has twelve, and four zeros. On an H200 with PyTorch 2.11, 256 pictures in bf16: 1.6 ms, now 0.6 ms.
+    has twelve, and four zeros. On an H200 with PyTorch 2.11, 256 pictures in bf16: 1.6 ms, now 0.6 ms
+    (docs/performance.md).
     """
     height, width = images.shape[-2:]
     # The 7 x 7 weights become 8 x 8 by a row and a column of zeros before them.

@@ -67,7 +67,6 @@ def _build_pairs(encoder: SparseFormer, batch: int) -> dict[str, tuple[Callable[
 
     config, device, dtype = encoder.config, encoder.device, encoder.dtype
     weight, bias = encoder.stem.conv.weight, encoder.stem.conv.bias
-    assert bias is not None
     images = torch.randn(batch, 3, _SIDE, _SIDE, device=device, dtype=dtype)
     convolved = convolve_plain(images, weight)
     feature_map = pool_norm_plain(convolved, bias)
