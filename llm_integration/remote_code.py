@@ -49,6 +49,11 @@ class SparseFormerLlava(LlavaForConditionalGeneration):
     """LlavaForConditionalGeneration, built after the tower was registered."""
 
     config_class = SparseFormerLlavaConfig
+
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        """False: its weights lie in files as those of any LLaVA, under names that transformers converts."""
+        return False
 '''
 
 

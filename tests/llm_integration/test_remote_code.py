@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from llm_integration.hf import SparseFormerVisionModel
+from llm_integration.load import load_llava
 from llm_integration.remote_code import add_code, collect_code, main
 
 # Our packages are made unimportable, as on a machine that does not have them.
@@ -26,7 +27,8 @@ if kind == "tower":
     torch.save(model(x).last_hidden_state, out)
 else:
     model = AutoModelForImageTextToText.from_pretrained(llava, trust_remote_code=True)
-    torch.save(model.model.vision_tower(x).last_hidden_state, out)
+    seen = model.model.vision_tower(x).last_hidden_state
+    torch.save((seen, model(input_ids=torch.arange(5, 9)[None]).logits), out)
 """
 
 
@@ -54,7 +56,13 @@ def test_a_machine_without_us_reads_it(encoder_dir: Path, llava_dir: Path, tmp_p
     done = subprocess.run(words, capture_output=True, text=True, env=environment, check=False, timeout=250)
     assert done.returncode == 0, done.stderr[-2000:]
     x = torch.linspace(-1, 1, 3 * 30 * 40).reshape(1, 3, 30, 40)
-    torch.testing.assert_close(torch.load(tmp_path / "out.pt"), model(x).last_hidden_state)
+    read = torch.load(tmp_path / "out.pt")
+    if kind == "llava":
+        read, logits = read
+        ours = load_llava(llava_dir)
+        assert not ours.config.text_config.tie_word_embeddings  # an output layer of its own is read, too
+        torch.testing.assert_close(logits, ours(input_ids=torch.arange(5, 9)[None]).logits)
+    torch.testing.assert_close(read, model(x).last_hidden_state)
 
 
 def test_other_models_are_refused(tmp_path: Path) -> None:
