@@ -6,7 +6,6 @@ On CUDA it is one, by a Triton kernel, and so is its gradient.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .agreement import agree, has_kernels
+from .agreement import AskedOnce, agree, has_kernels
 from .compiling import is_compiling
 from .operators import register
 
@@ -47,6 +46,8 @@ def quick_gelu_plain(x: Tensor) -> Tensor:
 
 def quick_gelu_gradient_plain(gradient: Tensor, x: Tensor) -> Tensor:
     """The gradient of ``x`` by that of its QuickGELU, in PyTorch's words."""
+    if x.dtype == torch.float16:  # whose largest number is too near
+        return quick_gelu_gradient_plain(gradient.float(), x.float()).to(x.dtype)
     share = torch.sigmoid(1.702 * x)
     return gradient * share * (1.0 + 1.702 * x * (1.0 - share))
 
@@ -83,7 +84,7 @@ def _run_gradient(gradient: Tensor, x: Tensor) -> Tensor:
     return quick_gelu_gradient_plain(gradient, x)
 
 
-@functools.cache
+@AskedOnce
 def _agrees(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether the kernels run here and say what the plain path says; asked once."""
     generator = torch.Generator().manual_seed(0)

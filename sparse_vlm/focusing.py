@@ -14,7 +14,9 @@ from torch.utils.checkpoint import checkpoint
 from .config import SparseFormerConfig
 from .layers import Attention, Mlp, init_linear, init_modules
 from .mixing import AdaptiveMixing
-from .rois import adjust_rois, at_least_fp32, build_initial_rois, encode_rois, place_points
+from .norms import add_norm
+from .roi_steps import adjust_rois, encode_rois, place_points
+from .rois import at_least_fp32, build_initial_rois
 
 
 class Focus(NamedTuple):
@@ -106,30 +108,36 @@ class FocusingStage(nn.Module):
     def forward(self, feature_map: Tensor, tokens: Tensor, rois: Tensor) -> _Look:
         """Run the operations in order on tokens (B, N, D) with RoIs (B, N, 4)."""
         looked_rois, looked_points = rois, rois
+        update: Tensor | None = None  # of the operation before, until a norm adds it
         for operation in self.order:
             if operation == "sample":
-                looked_rois, looked_points = rois, self._place(tokens, rois)
-                tokens = tokens + self.mixing(
+                tokens, normed = add_norm(tokens, update, self.offset_norm)
+                looked_rois, looked_points = rois, self.place(normed, rois)
+                update = self.mixing(
                     feature_map, looked_points, tokens, self.padding, self.clip_point_gradients
                 )
             elif operation == "position":
-                code = encode_rois(rois, self.width, self.temperature).to(tokens.dtype)
-                tokens = tokens + self.position(self.position_norm(code))
+                tokens = tokens if update is None else tokens + update
+                code = encode_rois(rois, self.width, self.temperature, tokens.dtype)
+                update = self.position(self.position_norm(code))
             elif operation == "attention":
-                tokens = tokens + self.attn(self.norm1(tokens))
+                tokens, normed = add_norm(tokens, update, self.norm1)
+                update = self.attn(normed)
             elif operation == "mlp":
-                tokens = tokens + self.mlp(self.norm2(tokens))
+                tokens, normed = add_norm(tokens, update, self.norm2)
+                update = self.mlp(normed)
             else:
-                hidden = self.adjust_norm(tokens)
+                tokens, hidden = add_norm(tokens, update, self.adjust_norm)
+                update = None
                 if self.adjust_hidden is not None:
                     hidden = F.gelu(self.adjust_hidden(hidden))
                 rois = adjust_rois(rois, self.adjust(hidden))
-        return _Look(tokens, rois, looked_rois, looked_points)
+        return _Look(tokens if update is None else tokens + update, rois, looked_rois, looked_points)
 
-    def _place(self, tokens: Tensor, rois: Tensor) -> Tensor:
-        offsets = at_least_fp32(self.offset(self.offset_norm(tokens)))
-        offsets = offsets.unflatten(-1, (self.num_points, 2))  # (B, N, P, 2)
-        return place_points(rois, at_least_fp32(self.offset_bias) + offsets)
+    def place(self, normed: Tensor, rois: Tensor) -> Tensor:
+        """The sampling points (B, N, P, 2) of normalised tokens (B, N, D) with RoIs (B, N, 4)."""
+        offsets = self.offset(normed).unflatten(-1, (self.num_points, 2))  # (B, N, P, 2)
+        return place_points(rois, offsets, self.offset_bias)
 
 
 class FocusingTransformer(nn.Module):

@@ -9,14 +9,13 @@ operator and chooses when that runs.
 
 from __future__ import annotations
 
-import functools
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .agreement import agree, has_kernels
+from .agreement import AskedOnce, agree, has_kernels
 from .compiling import is_compiling, is_exporting
 from .operators import register
 from .sampling import sample_features
@@ -157,7 +156,7 @@ def is_exact(dtype: torch.dtype) -> bool:
     return dtype == torch.float32 and (not matmul.allow_tf32 if precision == "none" else precision == "ieee")
 
 
-@functools.cache
+@AskedOnce
 def _agrees(
     device: torch.device,
     dtype: torch.dtype,

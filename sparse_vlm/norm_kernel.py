@@ -50,8 +50,9 @@ def pool_norm_kernel(  # type: ignore[no-untyped-def]
     C: tl.constexpr,
 ) -> None:
     """CELLS cells of one picture: the largest of 3 x 3, bias, ReLU, layer norm."""
-    picture = tl.program_id(0).to(tl.int64)
-    cell, channel = tl.program_id(1) * CELLS + tl.arange(0, CELLS), tl.arange(0, C)
+    blocks = tl.cdiv(pooled_height * pooled_width, CELLS)
+    picture, block = (tl.program_id(0) // blocks).to(tl.int64), tl.program_id(0) % blocks
+    cell, channel = block * CELLS + tl.arange(0, CELLS), tl.arange(0, C)
     there = cell < pooled_height * pooled_width
     known = there[:, None] & (channel < channels)[None, :]
     row, column = 2 * (cell // pooled_width) - 1, 2 * (cell % pooled_width) - 1
@@ -106,7 +107,7 @@ def launch_pool_norm(features: Tensor, bias: Tensor, eps: float) -> Tensor:
     if normed.numel():
         cells = features.permute(0, 2, 3, 1).contiguous()  # (B, H, W, C): no copy of a channels-last map
         with launching_on(features.device):
-            pool_norm_kernel[(batch, triton.cdiv(pooled_height * pooled_width, _CELLS))](
+            pool_norm_kernel[(batch * triton.cdiv(pooled_height * pooled_width, _CELLS),)](
                 cells,
                 bias.contiguous(),
                 normed,

@@ -6,15 +6,11 @@ CUDA, for inference, each is one Triton kernel.
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .agreement import agree, has_kernels
-from .compiling import is_compiling
+from .agreement import AskedOnce, agree, build_drawer, has_kernels, may_infer
 
 # Largest difference to the plain path, as a share of the largest value.
 _TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}
@@ -51,7 +47,8 @@ def pool_norm(features: Tensor, bias: Tensor) -> Tensor:
     Returns:
         (B, C, ceil(H/2), ceil(W/2)).
     """
-    if _may_run(features) and bias.dtype == features.dtype and _pool_agrees(*_kind(features, 1)):
+    fits = _may_run(features) and has_kernels(bias) and bias.dtype == features.dtype
+    if fits and _pool_agrees(*_kind(features, 1)):
         from .norm_kernel import launch_pool_norm
 
         return launch_pool_norm(features, bias, _POOL_EPS)
@@ -67,12 +64,10 @@ def pool_norm_plain(features: Tensor, bias: Tensor) -> Tensor:
 
 
 def _may_run(tensor: Tensor) -> bool:
-    """Whether kernels without gradients may be asked; a compiler makes its own of the plain words."""
+    """Whether the kernels may be asked of a tensor of this kind."""
     return (
-        not is_compiling()
-        and has_kernels(tensor)
+        may_infer(tensor)
         and tensor.dtype in _TOLERANCE
-        and not torch.is_grad_enabled()
         and not torch.is_autocast_enabled()  # under which norms give fp32
     )
 
@@ -88,6 +83,8 @@ def _fits_add(tokens: Tensor, update: Tensor | None, norm: nn.LayerNorm) -> bool
         and norm.bias is not None
         and norm.weight.dtype == norm.bias.dtype == tokens.dtype
         and norm.weight.device == norm.bias.device == tokens.device
+        and has_kernels(norm.weight)
+        and has_kernels(norm.bias)
         and tokens.is_contiguous()
         and (update is None or (update.is_contiguous() and update.shape == tokens.shape))
         and (update is None or update.dtype == tokens.dtype)
@@ -99,10 +96,10 @@ def _kind(tensor: Tensor, axis: int) -> tuple[torch.device, torch.dtype, int]:
     return tensor.device, tensor.dtype, tensor.shape[axis]
 
 
-@functools.cache
+@AskedOnce
 def _add_agrees(device: torch.device, dtype: torch.dtype, width: int) -> bool:
     """Whether the kernel runs here and says what the plain path says; asked once for each width."""
-    draw = _drawer(device, dtype)
+    draw = build_drawer(device, dtype)
     tokens, update, weight, bias = draw(2, 3, width), draw(2, 3, width), draw(width), draw(width)
 
     def kernel() -> tuple[Tensor, ...]:
@@ -118,10 +115,10 @@ def _add_agrees(device: torch.device, dtype: torch.dtype, width: int) -> bool:
     return agree("the kernel of sums and norms", kernel, plain, _TOLERANCE[dtype])
 
 
-@functools.cache
+@AskedOnce
 def _pool_agrees(device: torch.device, dtype: torch.dtype, channels: int) -> bool:
     """Whether the kernel runs here and says what the plain path says; asked once for each width."""
-    draw = _drawer(device, dtype)
+    draw = build_drawer(device, dtype)
     features, bias = draw(2, 7, 10, channels).permute(0, 3, 1, 2), draw(channels)
 
     def kernel() -> tuple[Tensor]:
@@ -135,9 +132,3 @@ def _pool_agrees(device: torch.device, dtype: torch.dtype, channels: int) -> boo
         lambda: (pool_norm_plain(features, bias),),
         _TOLERANCE[dtype],
     )
-
-
-def _drawer(device: torch.device, dtype: torch.dtype) -> Callable[..., Tensor]:
-    """Random tensors of the same numbers everywhere; no global random state moves."""
-    generator = torch.Generator().manual_seed(0)
-    return lambda *shape: torch.randn(*shape, generator=generator, device="cpu").to(device, dtype)

@@ -121,9 +121,12 @@ def encode_rois(rois_xyxy: Tensor, width: int, temperature: float) -> Tensor:
         (B, N, width), fp32: for each coordinate its sines, then its cosines.
     """
     rois_xyxy = at_least_fp32(rois_xyxy.detach())
-    frequencies = torch.linspace(
-        0.0, math.log(temperature), width // 4, dtype=rois_xyxy.dtype, device=rois_xyxy.device
-    ).exp()
+    frequencies = build_frequencies(width, temperature, rois_xyxy.dtype, rois_xyxy.device)
     angles = (rois_xyxy * math.pi).unsqueeze(-1) * frequencies  # (B, N, 4, width/4)
     code = torch.cat((angles[..., 0::2].sin(), angles[..., 1::2].cos()), dim=-1)  # (B, N, 4, width/4)
     return code.flatten(-2)  # (B, N, width)
+
+
+def build_frequencies(width: int, temperature: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The frequencies of :func:`encode_rois` in units of pi, (width/4,): sines have the even ones."""
+    return torch.linspace(0.0, math.log(temperature), width // 4, dtype=dtype, device=device).exp()

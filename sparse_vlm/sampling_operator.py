@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .agreement import agree, has_kernels
+from .agreement import AskedOnce, agree, has_kernels
 from .compiling import TRACES_FUNCTIONS, is_compiling, is_exporting
 from .operators import register
 from .sampling_plain import sample_gradients_plain, sample_plain
@@ -100,7 +99,7 @@ class Sample(torch.autograd.Function):
         return by_map, by_points, None
 
 
-@functools.cache
+@AskedOnce
 def _agrees(device: torch.device, dtype: torch.dtype, channels: int, padding: str) -> bool:
     """Whether the kernels run here and say what the plain path says; asked once for each kind of problem."""
     feature_map, points_xy, gradient = build_problem(device, dtype, channels)

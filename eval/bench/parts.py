@@ -20,7 +20,7 @@ from sparse_vlm.digits import DigitsError, pack_digits
 from sparse_vlm.focusing import FocusingStage
 from sparse_vlm.fused import mix_samples
 from sparse_vlm.packed import pack_linears
-from sparse_vlm.rois import encode_rois
+from sparse_vlm.roi_steps import encode_rois
 from sparse_vlm.sampling import sample_features
 
 WHOLE, MATRIX, COPY = "whole", "matrix product", "copy"
@@ -132,16 +132,16 @@ def list_parts(encoder: SparseFormer, images: Tensor) -> list[Part]:
     assert states is not None
     full = states[0]
     block: Any = cortex.blocks[0]
-    points = stage._place(tokens, rois)
+    points = stage.place(stage.offset_norm(tokens), rois)
     samples = sample_features(feature_map, points)
     matrices, wide_matrices = stage.mixing.generate(tokens), handover.mixing.generate(wide)
 
     def sample(which: FocusingStage, rows: Tensor) -> Callable[[], Any]:
-        return lambda: sample_features(feature_map, which._place(rows, rois), which.padding)
+        return lambda: sample_features(feature_map, which.place(which.offset_norm(rows), rois), which.padding)
 
     def position(which: FocusingStage, rows: Tensor) -> Callable[[], Any]:
         return lambda: which.position(
-            which.position_norm(encode_rois(rois, which.width, which.temperature).to(rows.dtype))
+            which.position_norm(encode_rois(rois, which.width, which.temperature, rows.dtype))
         )
 
     def generators(which: FocusingStage) -> list[nn.Module]:
