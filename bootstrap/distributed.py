@@ -220,9 +220,14 @@ def choose_device(name: str) -> torch.device:
         torch.cuda.set_device(device)
         return device
     try:
-        return torch.device(name)
+        device = torch.device(name)
     except RuntimeError:
         raise ValueError(f"device={name} is no device: use cpu, cuda, cuda:0 … or auto") from None
+    try:
+        torch.ones(1, device=device).sum().item()
+    except (RuntimeError, NotImplementedError):
+        raise ValueError(f"device={name} computes nothing here: use cpu, cuda or auto") from None
+    return device
 
 
 def read_deepspeed(config: BootstrapConfig) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from sparse_vlm.draw import draw_rois
 from sparse_vlm.encoder import SparseFormer
+from sparse_vlm.settings_words import describe_value
 
 from .config import HeldoutSettings
 from .data import AnySource, DataConfig, PictureSource, SkippedPictures, open_source, read_in_order
@@ -135,7 +137,7 @@ class HeldOut:
                     "heldout.truth='index_prefix' expects file names like 207_golden_retriever.jpg, found "
                     f"{strange[0]!r}"
                 )
-            return torch.tensor([int(name.split("_")[0]) for name in names])
+            return self._check_truth(names, [int(name.split("_")[0]) for name in names])
         table = _read_json(truth, "heldout.truth")
         table = table.get("labels", table) if isinstance(table, dict) else table
         if not isinstance(table, dict):
@@ -155,7 +157,22 @@ class HeldOut:
                 f"heldout.truth={truth}: {shared[0]!r} is the name of several pictures; name each by its "
                 "path below the folder"
             )
-        return torch.tensor([int(table[key]) for key in keys])
+        return self._check_truth(names, [table[key] for key in keys])
+
+    def _check_truth(self, names: Sequence[str], numbers: Sequence[Any]) -> Tensor:
+        """One class number for each picture.
+
+        Raises:
+            ValueError: for what is no class number of the teacher's.
+        """
+        classes = self.teacher_pooled.shape[1] if self.labels is None else len(self.labels)
+        for name, number in zip(names, numbers, strict=True):
+            if type(number) is not int or not 0 <= number < classes:
+                raise ValueError(
+                    f"heldout.truth={self.settings.truth}: the class of {name!r} must be a whole number from "
+                    f"0 to {classes - 1}, and is {number!r}"
+                )
+        return torch.tensor(numbers)
 
     def picture(self, path: str | None) -> Image.Image:
         """The photograph for RoI pictures: a file, or by default the first held-out picture.
@@ -213,6 +230,10 @@ def _read_json(path: str, key: str) -> Any:
         raise ValueError(f"{key}={path} is no JSON: {error}") from None
 
 
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(item, str) for item in value)
+
+
 def _choose_labels(settings: HeldoutSettings, teacher: Teacher) -> tuple[Tensor | None, str]:
     """Class embeddings (n, E), or None where the embedding is itself a row of logits; and their kind."""
     if settings.classes is not None:
@@ -226,6 +247,18 @@ def _choose_labels(settings: HeldoutSettings, teacher: Teacher) -> tuple[Tensor 
             found = sorted(table) if isinstance(table, dict) else f"a {type(table).__name__}"
             raise ValueError(
                 f"heldout.classes={settings.classes} must hold 'classes' and 'templates', found {found}"
+            )
+        for key in ("classes", "templates"):
+            if not _are_texts(table[key]):
+                raise ValueError(
+                    f"heldout.classes={settings.classes}: {key!r} must be a list of texts, found "
+                    f"{describe_value(table[key])}"
+                )
+        bare = [template for template in table["templates"] if "{}" not in template]
+        if bare:
+            raise ValueError(
+                f"heldout.classes={settings.classes}: the template {bare[0]!r} has no {{}} where the class "
+                "belongs"
             )
         rows = []
         for name in table["classes"]:

@@ -220,6 +220,8 @@ def spec_to_config(spec: TeacherSpec, drop: int | None = None, **overrides: Any)
     if not 0 <= drop < spec.depth:
         raise ValueError(f"drop must be 0 to {spec.depth - 1} of {spec.depth} blocks, got {drop}")
     focusing_width = overrides.get("focusing_width", max(64, int(spec.width / 128 + 0.5) * 64))
+    # Of another type it is refused below, with its name.
+    derived = focusing_width if type(focusing_width) is int else 64
     values = {
         "width": spec.width,
         "depth": spec.depth - drop,
@@ -236,10 +238,37 @@ def spec_to_config(spec: TeacherSpec, drop: int | None = None, **overrides: Any)
         "entry_norm": spec.pre_norm and drop == 0,
         "num_latents": 48 if spec.has_cls else 49,
         "focusing_width": focusing_width,
-        "focusing_heads": max(1, focusing_width // 64),
-        "focusing_mlp_width": 4 * focusing_width,
+        "focusing_heads": max(1, derived // 64),
+        "focusing_mlp_width": 4 * derived,
     }
     return SparseFormerConfig.from_dict({**values, **overrides}, source=f"teacher {spec.name}")
+
+
+_OF_THE_TEACHER = (
+    *("width", "depth", "heads", "mlp_width", "activation", "layer_scale", "norm_eps", "qkv_bias"),
+    *("pooling", "cls_token", "output_width", "head_bias", "entry_norm"),
+)
+
+
+def check_architecture(config: SparseFormerConfig, spec: TeacherSpec, drop: int, source: str) -> None:
+    """See that cortex and head are those of a teacher.
+
+    Args:
+        config: the student's architecture.
+        spec: the teacher's.
+        drop: first blocks that the focusing transformer replaces.
+        source: where the architecture comes from, for the error.
+
+    Raises:
+        ValueError: naming what differs.
+    """
+    wanted = spec_to_config(spec, drop)
+    pairs = {name: (getattr(config, name), getattr(wanted, name)) for name in _OF_THE_TEACHER}
+    wrong = [
+        f"{name} is {ours!r}, not {theirs!r}" for name, (ours, theirs) in pairs.items() if ours != theirs
+    ]
+    if wrong:
+        raise ValueError(f"{source} does not fit the teacher {spec.name}: {', '.join(wrong)}")
 
 
 def inherit_teacher(

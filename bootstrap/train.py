@@ -36,7 +36,7 @@ from .provenance import describe_commit, describe_device, describe_versions
 from .state import list_checkpoints, load_spreads, load_state, save_state, write_json
 from .student import Spreads, Student
 from .targets import LiveTargets, StoredTargets, TargetSource, measure_spreads
-from .teacher import inherit_teacher, load_teacher, spec_to_config
+from .teacher import check_architecture, inherit_teacher, load_teacher, spec_to_config
 
 # Pictures that units and the class token's first state are measured on.
 _MEASURED_PICTURES = 256
@@ -182,10 +182,14 @@ class _Bootstrap:
                     f"({encoder.transform.config}) than the teacher {self.teacher.spec.name} "
                     f"({self.teacher.spec.transform}), so it would be trained on what it never sees in use"
                 )
+            check_architecture(
+                encoder.config, self.teacher.spec, self.plan.drop, f"student.start_from={start_from}"
+            )
             freeze(encoder, self.plan)
             return encoder
         spec = self.teacher.spec
         architecture = spec_to_config(spec, self.plan.drop, **self.config.student.architecture)
+        check_architecture(architecture, spec, self.plan.drop, "student.architecture")
         encoder = build_encoder(architecture, spec.transform)
         report = inherit_teacher(encoder, self.teacher, self.plan, cls_state)
         if self.engine.is_main:

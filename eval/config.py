@@ -16,6 +16,8 @@ from sparse_vlm.settings import SettingsError, build_settings
 SettingsT = TypeVar("SettingsT")
 WEIGHTS = "weights_sha256"
 """Beside a run's settings in its folder: a model may be trained again in place."""
+FILES = "model_files"
+"""As well: it may get another configuration, processor, tokenizer or template."""
 
 
 @dataclass(frozen=True)

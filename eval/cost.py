@@ -17,7 +17,7 @@ from eval.answers import InputError
 from eval.costs.clock import Measured, measure
 from eval.costs.count import Counts, count_costs
 from eval.costs.options import DTYPES, add_cost_options
-from eval.costs.shapes import Subject, build_subject
+from eval.costs.shapes import Subject, build_subject, label_subjects
 from eval.provenance import describe_origin
 from sparse_vlm.atomic import write_atomic
 
@@ -65,10 +65,9 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     names = list(dict.fromkeys([options.baseline, *options.model]))
     dtype = DTYPES[options.dtype]
     counts: dict[str, Counts] = {}
-    labels: dict[str, str] = {}
     for name in names:
-        subject = build_subject(name, options.llm, "meta", dtype)
-        counts[name], labels[name] = count_costs(subject, options.words), subject.label
+        counts[name] = count_costs(build_subject(name, options.llm, "meta", dtype), options.words)
+    labels = label_subjects(names)
     measured: list[dict[str, Measured]] = []
     if not options.count_only:
         subjects: list[Subject] = []
@@ -153,6 +152,8 @@ def format_measured(report: dict[str, Any]) -> str:
 def append_record(path: Path, record: dict[str, Any]) -> None:
     """Adds a line to a file of JSON lines, in one step."""
     before = path.read_text(encoding="utf-8") if path.is_file() else ""
+    if before and not before.endswith("\n"):
+        before += "\n"
     write_atomic(path, before + json.dumps(record) + "\n")
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from eval.answers import InputError
 from eval.cost import append_record
 from eval.costs.options import DTYPES, add_cost_options
-from eval.costs.shapes import build_subject
+from eval.costs.shapes import build_subject, label_subjects
 from eval.costs.train_step import measure_steps
 from eval.provenance import describe_origin
 
@@ -56,7 +56,9 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         raise InputError("--batch, --rounds, --words and --answer must be at least 1.")
     dtype = DTYPES[options.dtype]
     names = list(dict.fromkeys([options.baseline, *options.model]))
-    labels = {name: build_subject(name, options.llm, "meta", dtype).label for name in names}
+    for name in names:
+        build_subject(name, options.llm, "meta", dtype)  # what cannot be built is said before anything runs
+    labels = label_subjects(names)
     steps: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     for stage in options.stage:
         for name in names:

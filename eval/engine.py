@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -102,7 +102,12 @@ class AnswerStore:
         return (self.folder / ANSWERS).is_file()
 
     def repair(self) -> int:
-        """Cuts lines that are not whole off the ends of all files; returns how many. For one process."""
+        """Cuts lines that are not whole off the ends of all files; returns how many. For one process.
+
+        Where :meth:`finish` was killed at its very end, the parts that it left go.
+        """
+        if self.finished:
+            self._remove_parts()
         cut = 0
         for path in self.folder.glob(_PARTS):
             content = path.read_bytes()
@@ -154,6 +159,9 @@ class AnswerStore:
             lines = [json.dumps(r, ensure_ascii=False) for r in ordered if ("skipped" in r) is wanted]
             if lines or name == ANSWERS:
                 write_atomic(self.folder / name, "".join(f"{line}\n" for line in lines))
+        self._remove_parts()
+
+    def _remove_parts(self) -> None:
         for path in self.folder.glob(_PARTS):
             path.unlink()
 
@@ -187,6 +195,7 @@ def ask_all(
     """
     rank, world = shard
     known = store.read()
+    _check_prompts(known, asks, store.folder)
     done = {row["key"] for row in known}
     shared = _shared_ids(asks)
     mine = asks[rank::world]  # by place, not by what is left: other processes are writing already
@@ -234,6 +243,22 @@ def ask_all(
                 bar.set_postfix(skipped=skipped)
 
 
+def _check_prompts(rows: Sequence[Mapping[str, Any]], asks: Sequence[Ask], folder: Path) -> None:
+    """Sees that stored answers are to these very questions: the file may have been edited meanwhile.
+
+    Raises:
+        InputError: If one is not.
+    """
+    prompts = {ask.example.key: ask.prompt for ask in asks}
+    for row in rows:
+        asked = row.get("prompt", prompts.get(row["key"]))
+        if row["key"] in prompts and asked != prompts[row["key"]]:
+            raise InputError(
+                f"{folder} holds an answer to {asked!r}, where question {row['key']} is now "
+                f"{prompts[row['key']]!r}; name another folder with out=…."
+            )
+
+
 def _shared_ids(asks: Sequence[Ask]) -> bool:
     """Whether a question id stands for several questions, so that only the key tells them apart."""
     return len({ask.example.question_id for ask in asks}) < len(asks)
@@ -254,7 +279,9 @@ def load_picture(images: Path | None, ask: Ask) -> Image.Image | None:
 
 def match_own(asks: Sequence[Ask], folder: Path) -> Matched:
     """A finished run's answers, by key: the engine knows which question each of them is to."""
-    rows = {row["key"]: row["text"] for row in _read_lines(folder / ANSWERS)}
+    lines = list(_read_lines(folder / ANSWERS))
+    _check_prompts(lines, asks, folder)
+    rows = {row["key"]: row["text"] for row in lines}
     answers = {ask.example.key: rows[ask.example.key] for ask in asks if ask.example.key in rows}
     return Matched(
         answers=answers,

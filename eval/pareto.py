@@ -216,10 +216,11 @@ def _finish(
         result["gmacs"] = count_parts(towers[place.label], reader, image, prompt)
         result["ms"] = clocks[place.label]
     plain = json.loads(json.dumps(settings_to_dict(settings), default=str))
+    (figure,) = results[0]["figures"]
     content = {
         "task": test.task.name,
         "scorer": test.task.scorer,
-        "primary": test.task.primary,
+        "primary": figure,
         "protocol": f"bare question: {OPENING}<picture>{ask('<question>', first=True)}",
         "prompt_tokens": prompt,
         "parameters": {"language model": count_weights(reader.llm), "projector": count_projector(reader)},
@@ -232,9 +233,9 @@ def _finish(
     write_atomic(settings.out / "pareto.json", json.dumps(content, indent=1, ensure_ascii=False))
     write_atomic(
         settings.out / "pareto.png",
-        draw_pareto(results, test.task.primary, title, describe(content, settings)),
+        draw_pareto(results, figure, title, describe(content, settings)),
     )
-    table = write_table(results, test.task.primary, comparison.skipped)
+    table = write_table(results, figure, comparison.skipped)
     write_atomic(settings.out / "pareto.md", table)
     print(table)
     print(f"{settings.out / 'pareto.png'}, pareto.md, pareto.json")

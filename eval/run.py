@@ -21,7 +21,7 @@ import torch.distributed as dist
 
 from eval.answers import InputError, name_some, read_text
 from eval.compare import SCORES
-from eval.config import WEIGHTS, RunSettings, load_settings
+from eval.config import FILES, WEIGHTS, RunSettings, load_settings
 from eval.engine import (
     SKIPPED,
     AnswerStore,
@@ -47,6 +47,7 @@ ORIGINS = "origins.json"  # one entry for each start that asked questions
 # What may differ when a run is taken up again: nothing an answer depends on.
 _FREE = ("batch", "device", "max_bad_pictures")
 _WEIGHTS = (".safetensors", ".bin", ".pt")
+_TEXTS = (".json", ".jinja", ".model", ".txt")
 
 
 def run(settings: RunSettings, words: Sequence[str] = (), model: Model | None = None) -> Rescored | None:
@@ -82,7 +83,8 @@ def run(settings: RunSettings, words: Sequence[str] = (), model: Model | None = 
     store = AnswerStore(out, rank)
     with _group(world) as barrier:
         if rank == 0:
-            claim(out, settings, hash_weights(settings.model) if model is None else None)
+            known = (hash_weights(settings.model), hash_files(settings.model)) if model is None else ()
+            claim(out, settings, *known)
             cut = store.repair()
             if cut:
                 print(f"{cut} unfinished line(s) cut off; asked again", file=sys.stderr)
@@ -127,13 +129,29 @@ def hash_weights(model: Path) -> str | None:
     return hashlib.sha256(listed.encode()).hexdigest()
 
 
-def claim(out: Path, settings: RunSettings, weights: str | None = None) -> None:
+def hash_files(model: Path) -> dict[str, str] | None:
+    """SHA-256 of a model's configuration, processor, tokenizer and template files, by name."""
+    if not model.is_dir():
+        return None
+    folders = {model: "", **({} if base_of(model) == model else {base_of(model): "base/"})}
+    return {
+        f"{prefix}{file.name}": hash_file(file)
+        for folder, prefix in folders.items()
+        for file in sorted(folder.iterdir())
+        if file.suffix in _TEXTS
+    }
+
+
+def claim(
+    out: Path, settings: RunSettings, weights: str | None = None, files: dict[str, str] | None = None
+) -> None:
     """Makes the run's folder with its settings, or sees that they are those of the run in it.
 
     Args:
         out: The folder.
         settings: Of the run.
         weights: Hash of the model's weights; None where it is not known.
+        files: Hashes of its other files by name; None where they are not known.
 
     Raises:
         InputError: If they are not; names the keys.
@@ -141,6 +159,8 @@ def claim(out: Path, settings: RunSettings, weights: str | None = None) -> None:
     ours = _to_plain(settings)
     if weights is not None:
         ours[WEIGHTS] = weights
+    if files is not None:
+        ours[FILES] = files
     path = out / CONFIG
     begun = path.is_file() and any(entry.name not in (CONFIG, ORIGINS) for entry in out.iterdir())
     if begun:
@@ -150,7 +170,15 @@ def claim(out: Path, settings: RunSettings, weights: str | None = None) -> None:
                 f"{out} holds answers of other weights than {settings.model} has now; name another folder "
                 "with out=…."
             )
-        ours.pop(WEIGHTS, None)
+        there = theirs.get(FILES, files)
+        if files is not None and there != files:
+            other = [name for name in {**there, **files} if there.get(name) != files.get(name)]
+            raise InputError(
+                f"{out} holds answers of {settings.model} as it was before {name_some(other)} changed; name "
+                "another folder with out=…."
+            )
+        for known in (WEIGHTS, FILES):
+            ours.pop(known, None)
         changed = [key for key in ours if key not in _FREE and theirs.get(key) != ours[key]]
         if changed:
             what = ", ".join(f"{key}: {theirs.get(key)!r} there, {ours[key]!r} here" for key in changed)

@@ -81,7 +81,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.turns < 1:
             raise InputError("--turns must be at least 1.")
         task = load_task(options.task)
-        examples = task.load_examples(options.questions, options.annotations, options.images)
+        everything = task.load_examples(options.questions, options.annotations, options.images)
+        # As an evaluation does: what would be about a video is not asked without it.
+        examples = [e for e in everything if e.image is not None or not e.optional]
+        if len(examples) < len(everything):
+            left_out = len(everything) - len(examples)
+            print(f"{left_out} questions without a picture are left out", file=sys.stderr)
         records = build_records(task, examples, options.protocol, options.turns)
         text = json.dumps(records, indent=1, ensure_ascii=False) + "\n"
         write_atomic(options.out, text)

@@ -19,6 +19,7 @@ from .settings_words import describe_type, describe_value, members_of
 SettingsT = TypeVar("SettingsT")
 
 _FLOAT_TEXT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+_DECIMAL = re.compile(r"[+-]?0\d+")
 _WORDS = {"true": True, "false": False, "null": None, "none": None}
 
 
@@ -156,8 +157,14 @@ class _Builder:
         try:
             value = parse_value(raw)
         except Exception as error:  # the caller's parser may raise anything, for example yaml.YAMLError
-            self.problems.append(f"override '{text}': the value cannot be read ({error})")
-            return
+            if not _is_plain(raw):
+                self.problems.append(f"override '{text}': the value cannot be read ({error})")
+                return
+            value = raw.strip()
+        if isinstance(value, (str, list, Mapping)) and _is_plain(raw):
+            value = raw.strip()  # YAML takes " #" for a comment, "a: b" for a mapping
+        elif type(value) is int and _DECIMAL.fullmatch(raw.strip()):
+            value = int(raw)  # YAML takes 010 for eight
         node: dict[str, Any] = tree
         for depth, part in enumerate(parts[:-1]):
             child = node.get(part)
@@ -229,6 +236,8 @@ class _Builder:
 
     def convert(self, value: Any, hint: Any, path: str, default: Any = None) -> Any:
         """Checks a value against a type and returns it as that type."""
+        if isinstance(value, str) and (value == "~" or value.startswith("~/")):
+            value = str(Path(value).expanduser())  # a shell does so at the beginning of a word only
         if isinstance(value, _FromOverride):
             try:
                 return self.convert(value.value, hint, path, default)
@@ -236,6 +245,8 @@ class _Builder:
                 # `name=49` for a text field means the text "49", `folder=2024` the folder of that name.
                 if str in members_of(hint) and not isinstance(value.value, (Mapping, list)):
                     return value.raw
+                if str in members_of(hint) and _is_braces(value.value):
+                    return value.raw.strip()
                 if Path in members_of(hint) and type(value.value) in (int, float):
                     return Path(value.raw)
                 raise
@@ -338,6 +349,17 @@ def _join(path: str, key: Any) -> str:
 
 def _copy_tree(tree: Mapping[Any, Any]) -> dict[Any, Any]:
     return {key: _copy_tree(value) if isinstance(value, Mapping) else value for key, value in tree.items()}
+
+
+def _is_plain(raw: str) -> bool:
+    """Whether the right-hand side of an override is bare text: not quoted, no list, no mapping."""
+    text = raw.strip()
+    return not text.startswith(('"', "'", "[")) and not (text.startswith("{") and text.endswith("}"))
+
+
+def _is_braces(value: Any) -> bool:
+    """Whether a mapping is what YAML makes of ``{0..3}``, which names files."""
+    return isinstance(value, Mapping) and bool(value) and all(item is None for item in value.values())
 
 
 def _strip(value: Any) -> Any:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
+from sparse_vlm.checkpoint import FORMAT
+
 from .files import read_json
 from .spec import TeacherError
 from .trunk import Trunk
@@ -82,6 +84,10 @@ def _load_local(path: Path) -> Trunk:
         return load_open_clip_folder(path)
     if (path / "config.json").is_file():
         config = read_json(path / "config.json")
+        if config.get("format") == FORMAT:
+            raise TeacherError(
+                f"{path} is an encoder directory, and no ViT to bootstrap from; student.start_from takes it"
+            )
         if "architecture" in config:
             from .timm_load import load_timm_folder
 

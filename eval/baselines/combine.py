@@ -55,7 +55,7 @@ def combine(results: Sequence[dict[str, Any]], test: Quiz, own_tokens: int = 0) 
         own_tokens: N that the SparseFormer was made for; with this the full ViT is compared.
 
     Returns:
-        With "commits" (of its trainings), "figures" (the benchmark's primary one) and "nats", both with
+        With "commits" (of its trainings), "figures" (one, see :func:`name_figure`) and "nats", both with
         value, interval, and the mean of each training; "details" (all of the benchmark's figures, means over
         trainings); for the full ViT also "random-picture"; where a model was trained without pictures,
         "gain": the bits that seeing adds about the right answer, paired with it by question; and for rivals
@@ -69,6 +69,7 @@ def combine(results: Sequence[dict[str, Any]], test: Quiz, own_tokens: int = 0) 
     units = {place: mean_over([r["units"] for r in group], 100.0) for place, group in groups.items()}
     blind = mean_over([r["nats"] for r in groups[BLIND, 0]]) if (BLIND, 0) in groups else None
     combined = []
+    figure = name_figure(results, test.task.primary)
     for (method, tokens), group in groups.items():
         entry: dict[str, Any] = {
             "method": method,
@@ -78,13 +79,13 @@ def combine(results: Sequence[dict[str, Any]], test: Quiz, own_tokens: int = 0) 
             "seeds": [r["seed"] for r in group],
             "loss": [r["loss"]["last"] for r in group],
             "commits": sorted({r["commit"] for r in group if r.get("commit")}),
-            **_summarise(group, pictures, test.task.primary),
+            **_summarise(group, pictures, figure),
         }
         if blind is not None:
             entry["gain"] = _gain(group, blind, pictures)
         if "random-picture" in group[0]:
             wrong = [r["random-picture"] for r in group]
-            entry["random-picture"] = _summarise(wrong, pictures, test.task.primary)
+            entry["random-picture"] = _summarise(wrong, pictures, figure)
             if blind is not None:
                 entry["random-picture"]["gain"] = _gain(wrong, blind, pictures)
         ours = units.get((OURS, own_tokens if method == "vit" else tokens))
@@ -95,6 +96,23 @@ def combine(results: Sequence[dict[str, Any]], test: Quiz, own_tokens: int = 0) 
     return combined
 
 
+def name_figure(results: Sequence[Mapping[str, Any]], primary: str) -> str:
+    """What the mean score of the questions is called.
+
+    The benchmark's primary figure where it is just that, and "accuracy" otherwise (POPE's is an F1, MME's a
+    sum of points).
+
+    Args:
+        results: Of all points, see `run_point`.
+        primary: The name of the benchmark's primary figure.
+    """
+    for result in results:
+        mean = 100.0 * sum(result["units"].values()) / len(result["units"])
+        if abs(result["figures"].get(primary, math.inf) - mean) > 1e-6:
+            return "accuracy"
+    return primary
+
+
 def _gain(
     group: Sequence[dict[str, Any]], blind: Mapping[str, float], pictures: Mapping[str, str]
 ) -> dict[str, Any]:
@@ -103,11 +121,11 @@ def _gain(
     return {**resample_pictures(mean_over(rows), pictures), "by_seed": single}
 
 
-def _summarise(group: Sequence[dict[str, Any]], pictures: Mapping[str, str], primary: str) -> dict[str, Any]:
+def _summarise(group: Sequence[dict[str, Any]], pictures: Mapping[str, str], figure: str) -> dict[str, Any]:
     scores, nats = [r["units"] for r in group], [r["nats"] for r in group]
     return {
         "figures": {
-            primary: {
+            figure: {
                 **resample_pictures(mean_over(scores, 100.0), pictures),
                 "by_seed": [100 * sum(row.values()) / len(row) for row in scores],
             }

@@ -106,7 +106,7 @@ def count_parts() -> dict[str, float]:
         student = build_encoder(_STUDENT)
     vit.requires_grad_(False)
     student.requires_grad_(False)
-    pictures = torch.zeros(1, 3, tower.image_size, tower.image_size, device="meta")
+    pictures = torch.zeros(1, 3, *tower.image_size, device="meta")
     seen = torch.zeros(1, 3, load_preset(_STUDENT)[1].height, load_preset(_STUDENT)[1].height, device="meta")
     focus = count_work(lambda: student.focus(seen))
     whole = count_work(lambda: student(seen))

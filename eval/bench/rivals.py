@@ -130,13 +130,13 @@ def build_vit(spec: str) -> tuple[nn.Module, int]:
             output_dim=512 if shape.startswith("ViT-B") else 768,
             act_layer=QuickGELU,
         )
-        return vit.eval(), tower.image_size
+        return vit.eval(), tower.image_size[0]
     from transformers import CLIPVisionModel
 
     config = copy.deepcopy(tower.config)
     config._attn_implementation = "sdpa"
     model: Any = CLIPVisionModel(config)
-    return model.eval(), tower.image_size
+    return model.eval(), tower.image_size[0]
 
 
 def count_gmacs(module: nn.Module, image_size: int) -> float:

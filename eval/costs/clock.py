@@ -126,9 +126,8 @@ class _Job:
     def __init__(self, subject: Subject, batch: int, words: int, device: str, compiled: bool) -> None:
         model = subject.model
         weight = next(model.parameters())
-        side = subject.image_size
         self.device = device
-        self.pixels = torch.randn(batch, 3, side, side, device=device).to(weight.dtype)
+        self.pixels = torch.randn(batch, 3, *subject.image_size, device=device).to(weight.dtype)
         image = model.config.image_token_id
         self.ids = torch.ones(batch, subject.tokens + words, dtype=torch.long, device=device)
         self.ids[:, : subject.tokens] = image

@@ -54,9 +54,7 @@ def count_costs(subject: Subject, words: int) -> Counts:
     """
     model = subject.model
     weight = next(model.parameters())
-    pixels = torch.zeros(
-        1, 3, subject.image_size, subject.image_size, device=weight.device, dtype=weight.dtype
-    )
+    pixels = torch.zeros(1, 3, *subject.image_size, device=weight.device, dtype=weight.dtype)
     for parameter in model.parameters():
         parameter.requires_grad_(False)  # the counter trips over parameters with gradients
     both = count_work(lambda: subject.see(pixels))

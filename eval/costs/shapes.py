@@ -33,7 +33,7 @@ class TowerShape:
     Attributes:
         name: As on the command line.
         label: As printed.
-        image_size: Side of its pictures in pixels.
+        image_size: Height and width of its pictures in pixels.
         tokens: It hands to the language model (a ViT's class token is dropped, as LLaVA does).
         config: transformers' configuration of the tower.
         layer: Hidden state that LLaVA reads.
@@ -42,7 +42,7 @@ class TowerShape:
 
     name: str
     label: str
-    image_size: int
+    image_size: tuple[int, int]
     tokens: int
     config: Any
     layer: int
@@ -59,7 +59,7 @@ def _vit(name: str, label: str, size: int, patch: int, width: int, depth: int, h
         patch_size=patch,
         hidden_act="quick_gelu",
     )
-    return TowerShape(name, label, size, (size // patch) ** 2, config, -2, True)
+    return TowerShape(name, label, (size, size), (size // patch) ** 2, config, -2, True)
 
 
 def _sparseformer(name: str, label: str, preset: str, tokens: int) -> TowerShape:
@@ -70,7 +70,7 @@ def _sparseformer(name: str, label: str, preset: str, tokens: int) -> TowerShape
         pooling_head=False,
         transform=transform.to_dict(),
     )
-    return TowerShape(name, label, transform.height, tokens, config, -1, False)
+    return TowerShape(name, label, (transform.height, transform.width), tokens, config, -1, False)
 
 
 _LARGE, _BASE = "sparseformer_btsp_openai_clip_large", "sparseformer_btsp_openai_clip_base"
@@ -121,7 +121,7 @@ class Subject:
         name: As given on the command line.
         label: As printed.
         model: The LLaVA; its tower is `model.model.vision_tower`.
-        image_size: Side of its pictures in pixels.
+        image_size: Height and width of its pictures in pixels.
         tokens: Visual tokens of a picture.
         llm: Shape of its language model, if that is one of `list_llms` with random weights.
     """
@@ -129,7 +129,7 @@ class Subject:
     name: str
     label: str
     model: Any
-    image_size: int
+    image_size: tuple[int, int]
     tokens: int
     llm: LlamaConfig | None = None
 
@@ -149,6 +149,20 @@ class Subject:
             (B, N, D).
         """
         return torch.stack(list(self.model.get_image_features(pixel_values=pixels).pooler_output))
+
+
+def label_subjects(names: Sequence[str]) -> dict[str, str]:
+    """What towers and directories are called in tables; of paths so much of the end as tells them apart."""
+    towers = list_towers()
+    tails = {name: Path(name).parts[::-1] for name in names if name not in towers}
+    labels = {name: towers[name].label for name in names if name in towers}
+    for name, tail in tails.items():
+        others = [other for place, other in tails.items() if place != name]
+        length = 1
+        while length < len(tail) and any(other[:length] == tail[:length] for other in others):
+            length += 1
+        labels[name] = "/".join(tail[:length][::-1])
+    return labels
 
 
 def build_subject(
@@ -181,16 +195,19 @@ def build_subject(
     if (folder / "processor_config.json").is_file():
         loaded: Any = load_llava(folder, dtype)
         model = loaded.to(device)
-        side = int(load_processor(folder).image_processor.crop_size["height"])
-        return Subject(name, folder.name, model.eval(), side, count_image_tokens(load_processor(folder)))
+        processor = load_processor(folder)
+        crop = processor.image_processor.crop_size
+        size = int(crop["height"]), int(crop["width"])
+        return Subject(name, folder.name, model.eval(), size, count_image_tokens(processor))
     encoder = load_encoder(folder)
     config = SparseFormerVisionConfig(
         architecture=encoder.config.to_dict(),
         pooling_head=False,
         transform=encoder.transform.config.to_dict(),
     )
-    side = encoder.transform.config.height
-    shape = TowerShape(name, folder.name, side, encoder.num_tokens, config, -1, False)
+    transform = encoder.transform.config
+    size = transform.height, transform.width
+    shape = TowerShape(name, folder.name, size, encoder.num_tokens, config, -1, False)
     return _assemble(shape, llms[llm], device, dtype, lenders)
 
 

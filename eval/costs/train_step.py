@@ -111,8 +111,7 @@ def _build_step(
     device: str,
     dtype: torch.dtype,
 ) -> Callable[[], None]:
-    side = subject.image_size
-    pixels = torch.randn(batch, 3, side, side, device=device).to(dtype)
+    pixels = torch.randn(batch, 3, *subject.image_size, device=device).to(dtype)
     ids = torch.ones(batch, subject.tokens + words + answer, dtype=torch.long, device=device)
     ids[:, : subject.tokens] = model.config.image_token_id
     labels = ids.clone()

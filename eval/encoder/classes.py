@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import unicodedata
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,6 +122,8 @@ def label_map(pictures: Pictures, classes: Classes) -> tuple[list[int], str]:
         if top >= len(classes.names):
             raise InputError(f"Label {top} has no class: there are {len(classes.names)}.")
         return list(range(top + 1)), ""
+    if [*map(_plain, pictures.classes)] == [*map(_plain, classes.names)]:  # two may have one name
+        return list(range(len(classes.names))), ""
     for known in (classes.folders, classes.names):
         places = _unique_places(known)
         found = [places.get(_plain(name)) for name in pictures.classes]
@@ -128,9 +131,15 @@ def label_map(pictures: Pictures, classes: Classes) -> tuple[list[int], str]:
             return [place for place in found if place is not None], ""
         if any(place is not None for place in found):
             strange = [n for n, place in zip(pictures.classes, found, strict=True) if place is None]
+            twice = [name for name in strange if _plain(name) in map(_plain, known)]
+            if twice:
+                raise InputError(
+                    f"Several classes have the same name ({name_some(twice)}), which does not tell one from "
+                    f"the other in {pictures.source}; name class folders by number."
+                )
             raise InputError(
-                f"{len(strange)} of the {len(found)} class folders of {pictures.source} have no class of "
-                f"that name ({name_some(strange)})."
+                f"{len(strange)} of the {len(found)} classes of {pictures.source} are none of those "
+                f"named ({name_some(strange)})."
             )
     if len(pictures.classes) != len(classes.names):
         raise InputError(
@@ -145,7 +154,7 @@ def label_map(pictures: Pictures, classes: Classes) -> tuple[list[int], str]:
 
 
 def _plain(name: str) -> str:
-    return name.replace("_", " ").strip().lower()
+    return unicodedata.normalize("NFC", name).replace("_", " ").strip().casefold()
 
 
 def _unique_places(names: tuple[str, ...]) -> dict[str, int]:

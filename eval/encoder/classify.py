@@ -55,10 +55,10 @@ def score_ranks(scores: Tensor, labels: Tensor, tops: Sequence[int] = (1, 5)) ->
     """For each k, whether the right class is among the k best, a picture each.
 
     Args:
-        scores: (n, classes).
+        scores: (n, classes); minus infinity: not among them.
         labels: (n,) the right class.
         tops: Values of k; those above the number of classes are left out.
     """
-    best = scores.topk(min(max(tops), scores.shape[1]), dim=-1).indices
-    hits = best == labels[:, None]
+    best = scores.topk(min(max(tops), scores.shape[1]), dim=-1)
+    hits = (best.indices == labels[:, None]) & best.values.isfinite()
     return {k: hits[:, :k].any(dim=-1).int().tolist() for k in tops if k <= scores.shape[1]}

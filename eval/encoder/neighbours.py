@@ -31,7 +31,7 @@ def vote(
         device: Where to compare.
 
     Returns:
-        (m, classes).
+        (m, classes); minus infinity for a class that no neighbour is of.
     """
     known = F.normalize(train.to(device).float(), dim=-1)
     labels = train_labels.to(device)
@@ -42,5 +42,7 @@ def vote(
         # Less the nearest one's, which all votes of a row share, so that no small temperature overflows.
         weights = ((nearest.values - nearest.values[:, :1]) / temperature).exp()
         votes = torch.zeros(len(rows), classes, device=device)
-        parts.append(votes.scatter_add_(1, labels[nearest.indices], weights).cpu())
+        votes.scatter_add_(1, labels[nearest.indices], weights)
+        there = torch.zeros_like(votes, dtype=torch.bool).scatter_(1, labels[nearest.indices], True)
+        parts.append(votes.masked_fill(~there, float("-inf")).cpu())
     return torch.cat(parts)

@@ -100,6 +100,8 @@ def _own_labels(names: tuple[str, ...]) -> tuple[tuple[int, ...] | None, tuple[s
     folders = [name.partition("/")[0] if "/" in name else "" for name in names]
     # One folder with everything in it is no class.
     if all(folders) and len(set(folders)) > 1:
+        if all(folder.isascii() and folder.isdigit() for folder in folders):
+            return tuple(map(int, folders)), None  # as the numbers before file names
         classes = tuple(sorted(set(folders)))
         index = {name: place for place, name in enumerate(classes)}
         return tuple(index[folder] for folder in folders), classes

@@ -75,7 +75,13 @@ def _card(benchmark: Benchmark) -> str:
         drawing = chart(draw_spans(rows, f"{benchmark.task}: {benchmark.primary}", axis))
     remarks = [*_coverage(runs), *benchmark.notes]
     if not with_figures:
-        remarks.insert(0, "No figures: this benchmark is scored by a server or a judge.")
+        others = any(run.content["figures"] for run in runs)
+        remarks.insert(
+            0,
+            f"No run has the figure {benchmark.primary!r}: none of the questions that it stands on was asked."
+            if others
+            else "No figures: this benchmark is scored by a server or a judge.",
+        )
     facts = "; ".join(
         dict.fromkeys(
             part

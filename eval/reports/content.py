@@ -131,6 +131,13 @@ def compare_runs(runs: Sequence[Source]) -> tuple[list[dict[str, Any]], list[str
                 f"{_protocol(first)} and {_protocol(second)}."
             )
             continue
+        unscored = [run.label for run in (first, second) if not run.content["units"]]
+        if unscored:
+            notes.append(
+                f"{first.label} and {second.label} are not compared: no question of {' and '.join(unscored)} "
+                "has a score here."
+            )
+            continue
         made = _compare(first, second)
         runs_of = [first.number, second.number]
         comparisons.append({"what": what, "runs": runs_of, **dataclasses.asdict(made)})

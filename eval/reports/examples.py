@@ -12,7 +12,7 @@ from typing import Any
 from PIL import Image
 
 from eval.answers import InputError, read_text
-from eval.config import WEIGHTS, RunSettings
+from eval.config import FILES, WEIGHTS, RunSettings
 from eval.engine import ANSWERS
 from eval.intervals import SEED
 from eval.reports.inputs import CONFIG, Source
@@ -137,7 +137,8 @@ def load_settings_of(source: Source) -> RunSettings:
     try:
         written = json.loads(read_text(path))
         if isinstance(written, dict):
-            written.pop(WEIGHTS, None)
+            for known in (WEIGHTS, FILES):
+                written.pop(known, None)
         made = build_settings(RunSettings, written, source=path)
     except (SettingsError, json.JSONDecodeError) as error:
         raise InputError(f"{path} holds no settings of eval.run: {' '.join(str(error).split())}") from None

@@ -134,6 +134,8 @@ def test_deepspeed_settings_are_filled_in(write_run: Write, tmp_path: Path) -> N
 def test_what_is_no_device_is_named() -> None:
     with pytest.raises(ValueError, match="device=gpu is no device: use cpu, cuda"):
         choose_device("gpu")
+    with pytest.raises(ValueError, match="device=meta computes nothing here: use cpu, cuda or auto"):
+        choose_device("meta")
 
 
 def test_a_missing_deepspeed_file_is_named(write_run: Write, tmp_path: Path) -> None:

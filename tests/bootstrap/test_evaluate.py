@@ -185,6 +185,26 @@ def test_held_out_rows_of_a_split_are_known_by_their_pictures(
         ({"source": "/nowhere"}, r"heldout\.source '/nowhere' does not exist"),
         ({"classes": "/nowhere.json"}, r"heldout\.classes=/nowhere\.json cannot be read: No such file"),
         ({"classes": "LIST"}, r"must hold 'classes' and 'templates', found a list"),
+        (
+            {"classes": {"classes": ["a", "b"], "templates": ["a photo of a {c}."]}},
+            r"of a \{c\}\.' has no \{\}",
+        ),
+        (
+            {"classes": {"classes": ["a"], "templates": "a {}"}},
+            r"'templates' must be a list of texts, found 'a",
+        ),
+        (
+            {"classes": {"classes": [], "templates": ["a {}"]}},
+            r"'classes' must be a list of texts, found \[\]",
+        ),
+        (
+            {"classes": {"classes": [1], "templates": ["a {}"]}},
+            r"'classes' must be a list of texts, found \[1\]",
+        ),
+        ({"truth": {"number": 3}}, r"the class of '.*' must be a whole number from 0 to 2, and is 3"),
+        ({"truth": {"number": -1}}, r"from 0 to 2, and is -1"),
+        ({"truth": {"number": None}}, r"from 0 to 2, and is None"),
+        ({"truth": {"number": 1.5}}, r"from 0 to 2, and is 1\.5"),
         ({"truth": "/nowhere.json"}, r"heldout\.truth=/nowhere\.json cannot be read: No such file"),
     ],
 )
@@ -199,6 +219,11 @@ def test_what_is_wrong_is_said_in_the_settings_own_names(
     settings = {"source": str(picture_folder), "classes": classes, **settings}
     if settings["classes"] == "LIST":
         settings["classes"] = _write_json(tmp_path / "list.json", [1])
+    if isinstance(settings["classes"], dict):
+        settings["classes"] = _write_json(tmp_path / "own.json", settings["classes"])
+    if isinstance(settings.get("truth"), dict):
+        numbers = {path.name: settings["truth"]["number"] for path in picture_folder.iterdir()}
+        settings["truth"] = _write_json(tmp_path / "truth.json", numbers)
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         HeldOut(HeldoutSettings(**settings), _Speaking(teacher.trunk))
 

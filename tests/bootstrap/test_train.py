@@ -178,6 +178,33 @@ def test_an_encoder_that_prepares_pictures_otherwise_is_no_start(write_run: Writ
         bootstrap(read_config(other))
 
 
+def test_an_encoder_of_another_teacher_is_no_start(
+    write_run: Write, tiny_teacher: Path, tmp_path: Path
+) -> None:
+    first = bootstrap(read_config(write_run("first", steps=1)))
+    path = write_run("again", steps=1, student={"start_from": str(first), "drop": 0})
+    with pytest.raises(
+        ValueError, match=rf"student\.start_from={first} does not fit the teacher .*: depth is 2, not 3"
+    ):
+        bootstrap(read_config(path))
+    with pytest.raises(
+        ValueError, match=rf"{first} is an encoder directory, and no ViT .*student\.start_from"
+    ):
+        bootstrap(read_config(write_run("other", steps=1, teacher={"name": str(first)})))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("student.architecture.focusing_width=abc", "focusing_width must be a whole number, got 'abc'"),
+        ("student.architecture.output_width=0", r"student\.architecture does not fit .* is 0, not 16"),
+    ],
+)
+def test_an_architecture_that_does_not_fit_is_refused(write_run: Write, override: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        bootstrap(read_config(write_run(), (override,)))
+
+
 def test_what_starts_from_bf16_weights_learns_in_fp32(write_run: Write) -> None:
     first = bootstrap(read_config(write_run("first", steps=1)))
     weights = load_file(str(first / "model.safetensors"))
@@ -286,7 +313,7 @@ def test_nan_loss_stops_before_anything_is_spoiled(write_run: Write, tmp_path: P
         ({"engine": "ddp"}, "needs a launcher"),
         ({"device": "cuda:7"} if not torch.cuda.is_available() else {"steps": -1}, "must be|sees no GPU"),
         ({"student": {"architecture": {"widht": 3}}}, "did you mean 'width'"),
-        ({"student": {"architecture": {"width": 48}}}, "the ViT is 32 wide"),
+        ({"student": {"architecture": {"width": 48}}}, "width is 48, not 32"),
         ({"student": {"drop": 3}}, "no block to inherit"),
         ({"student": {"start_from": "x", "architecture": {"depth": 2}}}, "leave architecture out"),
         ({"heldout": {"truth": "index_prefix"}}, "name their source"),

@@ -68,7 +68,14 @@ with torch.no_grad():
     add_norm(tokens.double(), None, nn.LayerNorm(width).double())
     add_norm(tokens.transpose(0, 1), None, norm)
     several = torch.stack((norm.weight, norm.bias))
-    with_weights = lambda one: torch.func.functional_call(norm, {"weight": one}, (tokens[:1],))
+    
+    class Normed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = norm
+        def forward(self, given):
+            return add_norm(given, None, self.norm)[1]
+    with_weights = lambda one: torch.func.functional_call(Normed(), {"norm.weight": one}, (tokens[:1],))
     got = torch.vmap(with_weights)(several)[0]
     torch.testing.assert_close(got, norm(tokens[:1]), atol=near, rtol=near)
     biases = torch.stack((bias, bias + 1))

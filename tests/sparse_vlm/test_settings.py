@@ -255,3 +255,34 @@ def test_a_field_type_that_cannot_be_read_is_the_programmers_error() -> None:
 @dataclass(frozen=True)
 class _Odd:
     codes: set[int] = field(default_factory=set)
+
+
+@pytest.mark.parametrize(
+    ("override", "field_name", "value"),
+    [
+        ("name=runs/exp #2", "name", "runs/exp #2"),
+        ("folder=my #1 pictures", "folder", Path("my #1 pictures")),
+        ("name=*.tar", "name", "*.tar"),
+        ("name={0..3}.tar", "name", "{0..3}.tar"),
+        ("name={0..3}", "name", "{0..3}"),
+        ("name=a: b", "name", "a: b"),
+        ("name='quoted #2' # comment", "name", "quoted #2"),
+        ("name=null", "name", None),
+        ("steps=010", "steps", 10),
+        ("tags=[a, 'b #1']", "tags", ["a", "b #1"]),
+        ("weights={a: 2}", "weights", {"a": 2.0}),
+    ],
+)
+def test_what_yaml_would_misread_in_an_override(override: str, field_name: str, value: Any) -> None:
+    yaml = pytest.importorskip("yaml")
+    run = build_settings(Run, {"folder": "x"}, [override], parse_value=yaml.safe_load)
+    assert getattr(run, field_name) == value
+
+
+def test_home_is_found_in_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    yaml = pytest.importorskip("yaml")
+    monkeypatch.setenv("HOME", "/me")
+    run = build_settings(
+        Run, {"folder": "~/a", "tags": ["~/b", "a~/c"]}, ["name=~/d"], parse_value=yaml.safe_load
+    )
+    assert (run.folder, run.tags, run.name) == (Path("/me/a"), ["/me/b", "a~/c"], "/me/d")
