@@ -68,7 +68,7 @@ with torch.no_grad():
     add_norm(tokens.double(), None, nn.LayerNorm(width).double())
     add_norm(tokens.transpose(0, 1), None, norm)
     several = torch.stack((norm.weight, norm.bias))
-    
+
     class Normed(nn.Module):
         def __init__(self):
             super().__init__()

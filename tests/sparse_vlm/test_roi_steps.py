@@ -53,6 +53,7 @@ with torch.no_grad():
     before = len(launches)
     assert place_points(boxes.double(), offsets.double(), bias.double()).dtype == torch.float64
     assert adjust_rois(boxes.double(), deltas.double()).dtype == torch.float64
+    encode_rois(boxes.double(), 64, 128.0, torch.float32)
     together = torch.vmap(lambda one, by: adjust_rois(one[None], by[None])[0])(boxes, deltas)
     torch.testing.assert_close(together, rois.adjust_rois(boxes, deltas))
     assert len(launches) == before
