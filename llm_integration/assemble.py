@@ -13,7 +13,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -182,9 +182,12 @@ def join_parts(
         tie_word_embeddings=bool(text_config.tie_word_embeddings),
         dtype=llm.dtype,
     )
-    with torch.device("meta"):
-        model = LlavaForConditionalGeneration(config)
     body = llm.base_model
+    try:
+        with torch.device("meta"):
+            model = LlavaForConditionalGeneration(config)
+    except AttributeError as error:  # it ties embed_tokens, which this body has not
+        raise ValueError(f"LLaVA cannot hold a {type(body).__name__}: {error}") from None
     if type(model.model.language_model) is not type(body):
         raise ValueError(
             f"transformers would build a {type(model.model.language_model).__name__} from this language "
@@ -193,12 +196,28 @@ def join_parts(
     model.model.vision_tower = tower.model.to(llm.dtype)
     model.model.multi_modal_projector = build_projector(config).to(llm.dtype)
     model.model.language_model = body
-    model.lm_head = llm.get_output_embeddings()
+    model.lm_head = _take_head(llm)
     model.generation_config = build_generation_config(llm, tokenizer, image_token, jinja)
     model.eval()
     _check_unchanged(model, probe, before)
     processor = build_processor(tower.transform, tokenizer, tower.tokens, jinja, tower.drops_first)
     return model, processor
+
+
+def _take_head(llm: Any) -> nn.Module:
+    """The output layer, which has no bias in a LLaVA.
+
+    Raises:
+        ValueError: if this one has.
+    """
+    head: Any = llm.get_output_embeddings()
+    if getattr(head, "bias", None) is not None:
+        if head.bias.count_nonzero():
+            raise ValueError(
+                f"the output layer of this {type(llm).__name__} has a bias, and that of a LLaVA has none"
+            )
+        head.bias = None
+    return cast("nn.Module", head)
 
 
 def build_projector(config: LlavaConfig) -> LlavaMultiModalProjector:
@@ -328,6 +347,9 @@ def save_llava(
     check_place(out, over=over)
     tower = hash_tensors(model.model.vision_tower.state_dict())
     with atomic_directory(out, owned=OWNED) as folder:
+        # Whoever reads it without this package is to stop where the template does, too.
+        jinja: Any = processor.chat_template
+        add_end(model.generation_config, find_stop(processor.tokenizer, jinja))
         model.save_pretrained(folder)
         processor.save_pretrained(folder)
         text = json.dumps({**facts, "tower_sha256": tower}, indent=2) + "\n"

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -51,7 +52,7 @@ def run_chat(
 
     write("you: ")
     for line in lines:
-        words = line.strip()
+        words = line.strip().encode("utf-8", "replace").decode("utf-8")  # what was no text comes as "?"
         command, _, rest = words.partition(" ")
         if command == "/quit":
             break
@@ -60,10 +61,13 @@ def run_chat(
             write("(a new conversation)\n")
         elif command == "/image":
             try:
-                waiting.append(open_picture(rest.strip()))
-                write(f"({rest.strip()} goes with your next question)\n")
+                file = Path(rest.strip().strip("\"'")).expanduser()
+                waiting.append(open_picture(file, upright=True))
+                write(f"({file} goes with your next question)\n")
             except ValueError as error:
                 write(f"({error})\n")
+        elif re.fullmatch(r"/[A-Za-z]+", command):
+            write(f"(there is no {command}; there are /image FILE, /new and /quit)\n")
         elif words:
             if chat.processor.image_token in words:
                 write(
@@ -115,7 +119,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error("--image is for the terminal; on the page pictures are added in the browser")
     transformers_logging.disable_progress_bar()
     try:
-        picture = open_picture(options.image) if options.image else None
+        picture = open_picture(options.image, upright=True) if options.image else None
         dtype = DTYPES[options.dtype] if options.dtype else None
         chat = load_chat(options.model, options.device, dtype, options.graphs)
         if options.digits is not None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from transformers import LlavaForConditionalGeneration, LlavaProcessor, TextStreamer
 
 from sparse_vlm.transform import UNREADABLE, to_rgb
@@ -174,7 +174,12 @@ def load_chat(
     Raises:
         ValueError: if something does not fit.
     """
-    chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    try:
+        chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError:
+        raise ValueError(f"there is no device {device!r}: name cpu, cuda, cuda:0 …") from None
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"{chosen}: PyTorch sees {torch.cuda.device_count()} GPUs here")
     if graphs and chosen.type != "cuda":
         raise ValueError(f"CUDA graphs need a CUDA device, not {chosen}")
     model: Any = load_model(directory, dtype)
@@ -207,7 +212,8 @@ def answer(
     """
     chat = model if isinstance(model, Chat) else load_chat(model)
     pictures: list[Any] = [] if image is None else [*image] if isinstance(image, (list, tuple)) else [image]
-    return chat.reply([build_message(question, [open_picture(p) for p in pictures])], max_new_tokens).text
+    shown = [open_picture(each, upright=True) for each in pictures]
+    return chat.reply([build_message(question, shown)], max_new_tokens).text
 
 
 def build_message(text: str, pictures: Sequence[Image.Image] = ()) -> dict[str, Any]:
@@ -216,8 +222,13 @@ def build_message(text: str, pictures: Sequence[Image.Image] = ()) -> dict[str, 
     return {"role": "user", "content": [*parts, {"type": "text", "text": text}]}
 
 
-def open_picture(picture: Picture) -> Image.Image:
+def open_picture(picture: Picture, upright: bool = False) -> Image.Image:
     """A Pillow picture from a file, or the picture itself, in RGB.
+
+    Args:
+        picture: either.
+        upright: turn a file as its EXIF data say, as browsers and transformers do. Benchmarks are not turned:
+            their own code does not.
 
     Raises:
         ValueError: if the file is missing or no picture.
@@ -229,6 +240,7 @@ def open_picture(picture: Picture) -> Image.Image:
         raise ValueError(f"there is no picture {path}")
     try:
         with Image.open(path) as opened:
-            return to_rgb(opened).copy()  # its own pixels: the file is closed
+            turned = ImageOps.exif_transpose(opened) if upright else opened
+            return to_rgb(turned).copy()  # its own pixels: the file is closed
     except UNREADABLE as error:
         raise ValueError(f"{path} is no picture that can be read ({error})") from error

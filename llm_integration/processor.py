@@ -40,6 +40,8 @@ def build_processor(
             f"the encoder's transform covers a picture of {transform.height} x {transform.width} pixels, "
             "which transformers' image processors cannot do: they cover squares only"
         )
+    # Answers of a batch begin where its rows end; training pads by itself.
+    tokenizer.padding_side = "left"
     fields = to_preprocessor_dict(transform)
     del fields["image_processor_type"]
     return LlavaProcessor(
@@ -69,9 +71,15 @@ def load_processor(directory: str | PathLike[str]) -> LlavaProcessor:
 def count_image_tokens(processor: LlavaProcessor) -> int:
     """Image tokens the processor writes for a picture, whatever its size."""
     dropped = int(processor.vision_feature_select_strategy == "default")
-    images: Any = processor.image_processor
-    size = images.crop_size if images.do_center_crop else images.size
-    height, width = (int(size[side] or size["shortest_edge"]) for side in ("height", "width"))
+    height, width = measure_pictures(processor)
     # A SparseFormer's processor names patches larger than any picture: all its tokens are additional ones.
     patches = (height // int(processor.patch_size)) * (width // int(processor.patch_size))
     return patches + int(processor.num_additional_image_tokens) - dropped
+
+
+def measure_pictures(processor: LlavaProcessor) -> tuple[int, int]:
+    """Height and width in pixels of what the tower gets to see."""
+    images: Any = processor.image_processor
+    size = images.crop_size if images.do_center_crop else images.size
+    height, width = (int(size[side] or size["shortest_edge"]) for side in ("height", "width"))
+    return height, width

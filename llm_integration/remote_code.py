@@ -26,13 +26,22 @@ _TOWER = {
 }
 _LLAVA = {
     "AutoConfig": "modeling_sparseformer_llava.SparseFormerLlavaConfig",
+    "AutoModel": "modeling_sparseformer_llava.SparseFormerLlavaModel",
     "AutoModelForImageTextToText": "modeling_sparseformer_llava.SparseFormerLlava",
+    "AutoModelForMultimodalLM": "modeling_sparseformer_llava.SparseFormerLlava",
 }
+# transformers asks for every package that the files of a repository import, but for those that are tried.
+_OPTIONAL = re.compile(r"^import triton\nimport triton\.language as tl$", re.MULTILINE)
+_TRIED = """try:
+    import triton
+    import triton.language as tl
+except ImportError:
+    raise"""
 _LLAVA_FILE = "modeling_sparseformer_llava.py"
 # A plain LLaVA looks its tower up among the registered models before any code of the tower has run.
 _LLAVA_CODE = '''"""LLaVA with a SparseFormer for its vision tower: registers the tower, the rest is LLaVA."""
 
-from transformers import AutoConfig, AutoModel, LlavaConfig, LlavaForConditionalGeneration
+from transformers import AutoConfig, AutoModel, LlavaConfig, LlavaForConditionalGeneration, LlavaModel
 
 from .configuration_sparseformer import SparseFormerVisionConfig
 from .modeling_sparseformer import SparseFormerVisionModel
@@ -43,6 +52,17 @@ AutoModel.register(SparseFormerVisionConfig, SparseFormerVisionModel, exist_ok=T
 
 class SparseFormerLlavaConfig(LlavaConfig):
     """LlavaConfig, read after the tower was registered."""
+
+
+class SparseFormerLlavaModel(LlavaModel):
+    """LlavaModel, built after the tower was registered."""
+
+    config_class = SparseFormerLlavaConfig
+
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        """False, as below."""
+        return False
 
 
 class SparseFormerLlava(LlavaForConditionalGeneration):
@@ -69,7 +89,7 @@ def collect_code() -> dict[str, str]:
         place = tower if "sparseformer" in name else core
         text = place.joinpath(f"{name}.py").read_text(encoding="utf-8")
         text = re.sub(r"^from sparse_vlm\.(\w+) import", r"from .\1 import", text, flags=re.MULTILINE)
-        code[f"{name}.py"] = text
+        code[f"{name}.py"] = _OPTIONAL.sub(_TRIED, text)
         wanted += re.findall(r"^\s*from \.(\w+) import", text, flags=re.MULTILINE)
     return code
 

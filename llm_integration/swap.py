@@ -27,9 +27,9 @@ from sparse_vlm.fingerprint import hash_tower
 from .assemble import build_projector, check_place, save_llava
 from .clip_vision import is_open_clip, load_clip_vision
 from .hf import build_vision_model
-from .load import load_llava_config
+from .load import check_processor, load_llava_config
 from .processor import build_processor
-from .templates import build_template
+from .templates import IMAGE_MARK, build_template
 
 # Where the files of a ViT, a CLIP and a LLaVA keep what transformers calls by the bare name in a tower.
 _PREFIXES = ("", "vision_model.", "vision_tower.vision_model.", "vision_tower.", "model.vision_tower.")
@@ -156,6 +156,13 @@ def swap(
             "their place"
         )
     stock = AutoProcessor.from_pretrained(str(llava), backend="pil", local_files_only=True)
+    if stock.image_token != IMAGE_MARK:
+        raise ValueError(
+            f"{llava} marks pictures with {stock.image_token!r}; templates and data of this package have "
+            f"{IMAGE_MARK} for it"
+        )
+    if stock.tokenizer.pad_token_id is None:
+        stock.tokenizer.pad_token = stock.tokenizer.unk_token or stock.tokenizer.eos_token
     encoder = load_encoder(encoder_directory)
     provenance = load_provenance(encoder_directory)
     old_tower: Any = model.model.vision_tower
@@ -210,6 +217,7 @@ def swap(
         "num_tokens": config.image_seq_length,
         "projector": said,
     }
+    check_processor(processor, config, llava)
     save_llava(model, processor, out, facts)
     return said
 

@@ -56,6 +56,10 @@ _SPLIT = """\
 {%- set messages = ns.split -%}
 """
 
+# Answers of benchmarks and of LLaVA's data come without thinking aloud; templates that can do both (Qwen3)
+# then close the thoughts in the prompt, and not in what is learned.
+_NO_THOUGHTS = "{%- set enable_thinking = false -%}\n"
+
 # LLaVA 1.5's conversation format; the sentence is part of the format that its checkpoints were trained with.
 _VICUNA_V1 = """\
 {%- if messages and messages[0]['role'] == 'system' -%}
@@ -114,7 +118,8 @@ def build_template(name: str, own: str | None = None) -> str:
             )
         if own.startswith((_FLATTEN, _SPLIT)):
             return own
-        return (_SPLIT if _wants_parts(own) else _FLATTEN) + own
+        lead = _SPLIT if _wants_parts(own) else _FLATTEN
+        return lead + (_NO_THOUGHTS if "enable_thinking" in own else "") + own
     if name not in TEMPLATES:
         raise ValueError(f"unknown template {name!r}; known are {', '.join(TEMPLATES)} and 'own'")
     return TEMPLATES[name]

@@ -43,7 +43,7 @@ from .data import (
 from .data.dataset import TooManyBadRecordsError
 from .freeze import PROJECTOR, TOWER, cast_frozen, prepare_parameters, trained_names
 from .processes import leave_process_group
-from .processor import count_image_tokens
+from .processor import count_image_tokens, measure_pictures
 from .result import load_model, load_model_processor, read_facts, save_result, trained_before
 from .templates import CHATML_TOKENS, build_template, check_heard
 from .trainer import ChatTrainer, LogFile, WholeMark, mean_loss
@@ -83,21 +83,19 @@ def build_dataset(settings: TrainSettings, processor: LlavaProcessor, template: 
 
 def build_collator(processor: LlavaProcessor, config: LlavaConfig) -> ChatCollator:
     """The collator for a model and its processor."""
-    image_processor: Any = processor.image_processor
-    crop = image_processor.crop_size
     tokenizer: Any = processor.tokenizer
     return ChatCollator(
         int(tokenizer.pad_token_id),
         int(config.image_token_id),
         count_image_tokens(processor),
-        (3, crop["height"], crop["width"]),
+        (3, *measure_pictures(processor)),
     )
 
 
 def build_arguments(settings: TrainSettings, deepspeed: bool) -> TrainingArguments:
     """Our settings in the Trainer's words."""
     cpu = not torch.cuda.is_available()
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(settings.out / CHECKPOINTS),
         per_device_train_batch_size=settings.batch,
         gradient_accumulation_steps=settings.accumulation,
@@ -131,6 +129,9 @@ def build_arguments(settings: TrainSettings, deepspeed: bool) -> TrainingArgumen
         disable_tqdm=not sys.stderr.isatty(),
         report_to="none",
     )
+    if "LOCAL_RANK" not in os.environ and arguments.n_gpu > 1:
+        arguments._n_gpu = 1  # the Trainer would cut batches for all of them, pictures apart from their words
+    return arguments
 
 
 def check_start(settings: TrainSettings) -> None:

@@ -121,7 +121,7 @@ class Page:
         pictures = []
         for file in files:
             try:
-                pictures.append(open_picture(file))
+                pictures.append(open_picture(file, upright=True))
             except ValueError as error:
                 yield keep, shown, messages, keep, str(error).replace(str(file), file.name) + "."
                 return

@@ -21,7 +21,7 @@ from transformers import (
 from eval.answers import InputError
 from llm_integration.hf import SparseFormerVisionConfig
 from llm_integration.load import load_llava
-from llm_integration.processor import count_image_tokens, load_processor
+from llm_integration.processor import count_image_tokens, load_processor, measure_pictures
 from sparse_vlm import load_encoder
 from sparse_vlm.presets import load_preset
 
@@ -196,8 +196,7 @@ def build_subject(
         loaded: Any = load_llava(folder, dtype)
         model = loaded.to(device)
         processor = load_processor(folder)
-        crop = processor.image_processor.crop_size
-        size = int(crop["height"]), int(crop["width"])
+        size = measure_pictures(processor)
         return Subject(name, folder.name, model.eval(), size, count_image_tokens(processor))
     encoder = load_encoder(folder)
     config = SparseFormerVisionConfig(

@@ -10,6 +10,7 @@ from ..templates import IMAGE_MARK, TEMPLATES, end_of_answer, find_end, list_spe
 from .records import BadRecordError
 
 IGNORED = -100
+_HERE = "\ue000answer\ue001"  # in no text: of Unicode's private use
 
 
 @dataclass(frozen=True)
@@ -120,10 +121,7 @@ class ChatEncoder:
             prompt = self._apply(messages[:index], True, where)
             upto = self._apply(messages[: index + 1], False, where)
             if not (upto.startswith(prompt) and whole.startswith(upto)):
-                raise BadRecordError(
-                    f"{where}: the chat template writes earlier turns anew when later ones follow, so "
-                    "answers cannot be told from prompts; choose another template"
-                )
+                return whole, self._find_answers(messages, whole, where)
             if message["content"].strip() not in upto[len(prompt) :]:
                 raise BadRecordError(
                     f"{where}: the chat template leaves the answer out; choose another template"
@@ -134,6 +132,33 @@ class ChatEncoder:
                 end = max(len(prompt), len(upto.rstrip()))
             spans.append((len(prompt), end))
         return whole, spans
+
+    def _find_answers(
+        self, messages: Sequence[dict[str, str]], whole: str, where: str
+    ) -> list[tuple[int, int]]:
+        """Answers in a text whose earlier turns are written anew when later ones follow (Qwen3, Phi-3).
+
+        They stand where marks in their place would: behind a line's end or a special token, up to the special
+        token that follows.
+        """
+        answers = [m["content"] for m in messages if m["role"] == "assistant"]
+        marked = [{**m, "content": _HERE} if m["role"] == "assistant" else m for m in messages]
+        pieces = self._apply(marked, False, where).split(_HERE)
+        spans, place = [], len(pieces[0])
+        found = whole.startswith(pieces[0]) and len(pieces) == len(answers) + 1
+        for answer, behind in zip(answers, pieces[1:], strict=False):
+            written = next((a for a in (answer, answer.strip()) if whole.startswith(a + behind, place)), None)
+            alone = whole[:place].endswith(("\n", *self.specials))
+            if not found or written is None or not alone:
+                raise BadRecordError(
+                    f"{where}: the chat template writes earlier turns anew when later ones follow, so "
+                    "answers cannot be told from prompts; choose another template"
+                )
+            sign = next((s for s in self.specials if behind.lstrip().startswith(s)), "")
+            gap = len(behind) - len(behind.lstrip()) if sign else 0
+            spans.append((place, place + len(written) + gap + len(sign)))
+            place += len(written) + len(behind)
+        return spans
 
     def _expand(self, text: str, spans: list[tuple[int, int]]) -> tuple[str, list[tuple[int, int]]]:
         """N image marks in place of each, as the processor writes them, and where the answers are then."""

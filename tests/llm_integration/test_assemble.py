@@ -9,18 +9,22 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from PIL import Image
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoProcessor,
+    AutoTokenizer,
+    GenerationConfig,
     LlavaForConditionalGeneration,
     LlavaProcessor,
     pipeline,
 )
 from transformers.generation.configuration_utils import ALL_CACHE_IMPLEMENTATIONS
 
-from llm_integration.assemble import assemble, main
+from llm_integration.assemble import assemble, main, save_llava
+from llm_integration.load import load_llava
 from llm_integration.processor import count_image_tokens, load_processor
 
 
@@ -114,6 +118,7 @@ def test_sliding_windows_keep_the_picture_in_its_place(
 def test_left_padded_batch_with_several_pictures_and_text_alone(
     model: Any, processor: Any, picture: Image.Image
 ) -> None:
+    assert processor.tokenizer.padding_side == "left"
     chats = [
         _chat(picture, "What?"),
         _chat(picture, picture.rotate(90), "Which of the two pictures is the redder one?"),
@@ -218,6 +223,42 @@ def test_assembly_says_where_its_parts_come_from(llava_dir: Path, encoder_dir: P
     assert facts["encoder"] == str(encoder_dir)
     assert facts["encoder_provenance"]["teacher"] == "none: formula weights"
     assert len(facts["tower_sha256"]) == 64
+
+
+@pytest.mark.parametrize(
+    ("kind", "sizes", "message"),
+    [
+        ("PhiConfig", {"hidden_size": 32, "num_attention_heads": 2}, "of this PhiForCausalLM has a bias"),
+        ("GPT2Config", {"n_embd": 32, "n_head": 2}, "LLaVA cannot hold a GPT2Model: .*embed_tokens"),
+    ],
+)
+def test_a_language_model_that_llava_cannot_hold_is_refused(
+    encoder_dir: Path, build_llm_dir: Any, tmp_path: Path, kind: str, sizes: dict[str, int], message: str
+) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(build_llm_dir("llama"))
+    config = getattr(transformers, kind)(
+        vocab_size=len(tokenizer), num_hidden_layers=1, eos_token_id=0, bos_token_id=None, **sizes
+    )
+    llm: Any = AutoModelForCausalLM.from_config(config)
+    if llm.lm_head.bias is not None:
+        torch.nn.init.ones_(llm.lm_head.bias)
+    for part in (llm, tokenizer):
+        part.save_pretrained(tmp_path / "llm")
+    with pytest.raises(ValueError, match=message):
+        assemble(encoder_dir, str(tmp_path / "llm"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_directory_stops_where_its_template_does(llava_dir: Path, tmp_path: Path) -> None:
+    model, processor = load_llava(llava_dir), load_processor(llava_dir)
+    text = "{% for m in messages %}{{ m.role }}: {{ m.content }}<|im_end|>\n{% endfor %}"
+    processor.chat_template = text
+    save_llava(model, processor, tmp_path / "out", {})
+    settings = GenerationConfig.from_pretrained(tmp_path / "out")
+    ends = settings.eos_token_id
+    tokenizer: Any = processor.tokenizer
+    assert isinstance(ends, list)
+    assert tokenizer.convert_tokens_to_ids("<|im_end|>") in ends
 
 
 def test_a_plain_name_is_a_path(

@@ -345,6 +345,45 @@ def test_an_answer_that_was_cut_is_not_ended(tokenizer: Any) -> None:
     assert tokenizer.eos_token_id not in cut.labels
 
 
+# As Qwen3's: thoughts before the last answer only, closed in the prompt where nobody is to think.
+THINKING = """\
+{% for m in messages %}<|im_start|>{{ m.role }}
+{% if m.role == 'assistant' and loop.last %}<think>
+
+</think>
+
+{% endif %}{{ m.content | trim }}<|im_end|>
+{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
+{% if enable_thinking is defined and enable_thinking is false %}<think>
+
+</think>
+
+{% endif %}{% endif %}"""
+# As Phi-3's: the end of the text behind everything that is no prompt.
+CLOSING = """\
+{% for m in messages %}<|im_start|>{{ m.role }}
+{{ m.content }}<|im_end|>
+{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
+{% else %}{{ eos_token }}{% endif %}"""
+
+
+@pytest.mark.parametrize("template", [THINKING, CLOSING])
+@pytest.mark.parametrize("turns", [1, 3])
+def test_templates_that_write_earlier_turns_anew_are_learned_from(
+    bpe: Any, template: str, turns: int
+) -> None:
+    encoder = ChatEncoder(bpe, build_template("own", template), N, 4096)
+    said = [text for n in range(turns) for text in (f"<image>\nWhat is {n}?", f" a red square {n} ")]
+    encoded = encoder.encode(_messages(*said))
+    learned = _learned(encoder, encoded.labels)
+    wanted = [f"a red square {n}" for n in range(turns)]
+    assert [
+        text.removesuffix("<|endoftext|>").strip().removesuffix("<|im_end|>").strip() for text in learned
+    ] == wanted
+    assert all("<|im_end|>" in text and "think" not in text for text in learned)
+    assert build_template("own", build_template("own", template)) == build_template("own", template)
+
+
 def test_a_template_with_another_mark_for_pictures_is_named(tokenizer: Any) -> None:
     encoder = ChatEncoder(tokenizer, build_template("own", PARTS.replace("<image>", "[img]")), N, 4096)
     with pytest.raises(BadRecordError, match="r: the chat template writes 0 of 2 pictures as <image>"):

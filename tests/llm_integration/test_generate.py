@@ -78,6 +78,31 @@ def test_terminal_chat(chat: Chat, picture: Image.Image, tmp_path: Path) -> None
     assert "b.png goes with your next question" in said
 
 
+def test_what_is_typed_wrongly_does_not_end_the_conversation(
+    chat: Chat, picture: Image.Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    picture.save(tmp_path / "my dog.png")
+    lines = '/imge x.png\n/IMAGE x\n/image "~/my dog.png"\nbroken \udcff text\n/etc/hosts is what?\n'
+    out = io.StringIO()
+    run_chat(chat, None, io.StringIO(lines), out, max_new_tokens=2)
+    said = out.getvalue()
+    assert "(there is no /imge; there are /image FILE, /new and /quit)" in said
+    assert "there is no /IMAGE" in said
+    assert "my dog.png goes with your next question" in said
+    assert said.count("model: ") == 2
+    assert "[9 visual of" in said
+
+
+def test_photographs_of_telephones_stand_upright_in_a_chat(tmp_path: Path) -> None:
+    lying = Image.new("RGB", (60, 30), "red")
+    exif = lying.getexif()
+    exif[0x0112] = 6
+    lying.save(tmp_path / "photo.jpg", exif=exif)
+    assert open_picture(tmp_path / "photo.jpg", upright=True).size == (30, 60)
+    assert open_picture(tmp_path / "photo.jpg").size == (60, 30)  # as benchmarks' own code
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -85,6 +110,8 @@ def test_terminal_chat(chat: Chat, picture: Image.Image, tmp_path: Path) -> None
         (["--temperature", "nan"], "--temperature must be 0 or more"),
         (["--max-new-tokens", "0"], "--max-new-tokens must be 1 or more"),
         (["--model", "RUN"], r"final?"),
+        (["--device", "foo"], "there is no device 'foo'"),
+        (["--device", "cuda:99"], "cuda:99: PyTorch sees"),
     ],
 )
 def test_options_that_make_no_sense(words: list[str], message: str, tmp_path: Path, capsys: Any) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers.dynamic_module_utils import get_imports
 
 from llm_integration.hf import SparseFormerVisionModel
 from llm_integration.load import load_llava
@@ -28,6 +29,9 @@ if kind == "tower":
 else:
     model = AutoModelForImageTextToText.from_pretrained(llava, trust_remote_code=True)
     seen = model.model.vision_tower(x).last_hidden_state
+    body = AutoModel.from_pretrained(llava, trust_remote_code=True)
+    assert torch.equal(body.vision_tower(x).last_hidden_state, seen)
+    assert torch.equal(body.language_model.embed_tokens.weight, model.get_input_embeddings().weight)
     torch.save((seen, model(input_ids=torch.arange(5, 9)[None]).logits), out)
 """
 
@@ -38,6 +42,16 @@ def test_code_is_flat_and_relative() -> None:
     for name, text in code.items():
         assert "from sparse_vlm" not in text, name
         assert "import sparse_vlm" not in text, name
+
+
+def test_code_asks_for_torch_and_transformers_only(tmp_path: Path) -> None:
+    """What transformers asks for before it reads code of a repository; Triton is not for every machine."""
+    asked: set[str] = set()
+    for name, text in collect_code().items():
+        (tmp_path / name).write_text(text)
+        asked |= set(get_imports(tmp_path / name))
+    assert "triton" not in asked
+    assert asked - set(sys.stdlib_module_names) <= {"torch", "transformers", "numpy", "PIL", "safetensors"}
 
 
 @pytest.mark.slow

@@ -207,6 +207,22 @@ def test_a_teacher_that_cannot_be_compared_is_no_parent(
     assert "cannot be compared with this tower" in swap(clip_llava[0], encoder, tmp_path / "out")
 
 
+def test_a_stock_processor_gets_what_tuning_needs_or_is_refused(
+    clip_llava: tuple[Path, Path], encoder_dir: Path, tmp_path: Path
+) -> None:
+    llava = shutil.copytree(clip_llava[0], tmp_path / "llava")
+    processor: Any = load_processor(llava)
+    processor.tokenizer.pad_token = None
+    processor.save_pretrained(llava)
+    swap(llava, encoder_dir, tmp_path / "out")
+    swapped: Any = load_processor(tmp_path / "out")
+    assert swapped.tokenizer.pad_token_id is not None
+    processor.image_token = "[IMG]"
+    processor.save_pretrained(llava)
+    with pytest.raises(ValueError, match=r"marks pictures with '\[IMG\]'; .* have <image> for it"):
+        swap(llava, encoder_dir, tmp_path / "again")
+
+
 def test_what_the_copy_is_made_of_is_not_replaced(
     clip_llava: tuple[Path, Path], encoder_dir: Path, tmp_path: Path
 ) -> None:

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,18 +16,20 @@ import torch
 from accelerate.data_loader import prepare_data_loader, skip_first_batches
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from transformers import TrainingArguments
 
+from llm_integration import train as train_module
 from llm_integration.assemble import assemble
 from llm_integration.config import TrainSettings, load_settings
 from llm_integration.data.sampling import GroupedSampler
 from llm_integration.export import main as export
 from llm_integration.freeze import adapter_pattern, build_groups, prepare_parameters, trained_names
 from llm_integration.generate import answer, build_message, load_chat
-from llm_integration.load import check_processor, load_llava
+from llm_integration.load import check_processor, load_llava, load_llava_config
 from llm_integration.processor import load_processor
 from llm_integration.result import load_model
 from llm_integration.templates import TEMPLATES
-from llm_integration.train import check_resume, main, train
+from llm_integration.train import build_arguments, build_collator, check_resume, main, train
 from llm_integration.trainer import EpochOrder, WholeMark
 from sparse_vlm.settings import SettingsError, build_settings
 
@@ -621,3 +624,29 @@ def test_llavas_own_records_and_a_real_language_model(
     )  # fmt: skip
     assert all(1 < loss < 8 for loss in _losses(tmp_path / "align") + _losses(tmp_path / "tune"))
     assert load_chat(tmp_path / "tune" / "final").visual_tokens == 9
+
+
+def test_without_a_launcher_one_gpu_trains(
+    monkeypatch: pytest.MonkeyPatch, build: Callable[..., TrainSettings]
+) -> None:
+    class Several(TrainingArguments):
+        """As on a machine with two GPUs."""
+
+        @cached_property
+        def _setup_devices(self) -> torch.device:
+            self._n_gpu = 2
+            self.distributed_state = None
+            return torch.device("cpu")
+
+    monkeypatch.setattr(train_module, "TrainingArguments", Several)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    arguments = build_arguments(build("batch=3"), False)
+    assert (arguments.n_gpu, arguments.train_batch_size) == (1, 3)
+
+
+def test_a_processor_without_a_crop_is_collated(llava_dir: Path) -> None:
+    processor: Any = load_processor(llava_dir)
+    images = processor.image_processor
+    images.do_center_crop, images.crop_size, images.size = False, None, {"height": 32, "width": 32}
+    config = load_llava_config(llava_dir)
+    assert build_collator(processor, config).picture_shape == (3, 32, 32)
