@@ -265,6 +265,6 @@ def _choose_labels(settings: HeldoutSettings, teacher: Teacher) -> tuple[Tensor 
             texts = teacher.encode_text([template.replace("{}", name) for template in table["templates"]])
             rows.append(F.normalize(F.normalize(texts.float().cpu(), dim=-1).mean(dim=0), dim=-1))
         return torch.stack(rows), "zero-shot"
-    if teacher.spec.output_width and not teacher.has_text and teacher.spec.head_bias:
+    if teacher.spec.names_classes and not teacher.has_text:
         return None, "classifier"
     return None, "retrieval"

@@ -43,7 +43,7 @@ def measure(options: argparse.Namespace) -> Sheet:
         classifier = build_classifier(classes.names, classes.templates, teacher.encode_text)
         same = rank_classes(ours, classifier).argmax(-1) == rank_classes(theirs, classifier).argmax(-1)
         hits["same_class"] = same.int().tolist()
-    elif not teacher.has_text and teacher.spec.output_width and teacher.spec.head_bias:
+    elif not teacher.has_text and teacher.spec.names_classes:
         hits["same_class"] = (ours.argmax(-1) == theirs.argmax(-1)).int().tolist()
     sheet.add({"encoder": hits})
     cosines = near.diagonal().double()

@@ -41,7 +41,7 @@ def build_processor(
             "which transformers' image processors cannot do: they cover squares only"
         )
     # Answers of a batch begin where its rows end; training pads by itself.
-    tokenizer.padding_side = "left"
+    tokenizer.padding_side = tokenizer.init_kwargs["padding_side"] = "left"  # of the latter it is saved
     fields = to_preprocessor_dict(transform)
     del fields["image_processor_type"]
     return LlavaProcessor(

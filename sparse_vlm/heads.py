@@ -77,7 +77,7 @@ class Head(nn.Module):
         """
         normed = self.norm(tokens)
         if self.pool is not None:
-            pooled = self.pool(normed)
+            pooled = self.pool(normed[:, self.prefix :])  # patches alone, as timm's
         elif self.pooling == "cls":
             pooled = normed[:, 0].clone()  # without a projection it is given out beside the tokens
         else:

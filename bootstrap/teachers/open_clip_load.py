@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import warnings
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,14 +27,28 @@ _WEIGHT_NAMES = (
 )
 
 
+_PREPARATION = ("mean", "std", "interpolation", "resize_mode")
+
+
 def load_open_clip_file(model_name: str, file: Path, name: str) -> Trunk:
     """An architecture open_clip knows, with a checkpoint file; offline.
 
-    No checkpoint tells its activation: OpenAI's weights belong to the ``-quickgelu`` names.
+    No checkpoint tells its activation: OpenAI's weights belong to the ``-quickgelu`` names. Nor how pictures
+    are prepared for it: as for the weights that were published under the model's name.
     """
     config = _model_config(model_name, name)
     _refuse_hub_text(config, name)
-    model = _create(name, lambda: open_clip.create_model(model_name, pretrained=str(file)))
+    if not config.get("quick_gelu") and f"{model_name}-quickgelu" in open_clip.list_models():
+        warnings.warn(
+            f"teacher {name!r} computes GELU; OpenAI's, DFN's and MetaCLIP's weights are of "
+            f"open_clip:{model_name}-quickgelu",
+            stacklevel=2,
+        )
+    preparation = _published_preparation(model_name, name)
+    model = _create(
+        name,
+        lambda: open_clip.create_model(model_name, pretrained=str(file), force_preprocess_cfg=preparation),
+    )
     return build_open_clip_trunk(model, name, _tokenizer(model_name, config, network=False))
 
 
@@ -67,6 +83,23 @@ def load_open_clip_tag(model_name: str, tag: str, name: str) -> Trunk:
         )
     model = _create(name, lambda: open_clip.create_model(model_name, pretrained=tag, force_quick_gelu=quick))
     return build_open_clip_trunk(model, name, _tokenizer(model_name, config, network=True))
+
+
+def _published_preparation(model_name: str, name: str) -> dict[str, Any]:
+    """How pictures are prepared for most of a model's published weights."""
+    tags = open_clip.list_pretrained_tags_by_model(model_name)
+    configs = [open_clip.get_pretrained_cfg(model_name, tag) for tag in tags]
+    ways = Counter(tuple((key, config.get(key)) for key in _PREPARATION) for config in configs)
+    if not ways:
+        return {}
+    chosen = {key: value for key, value in ways.most_common(1)[0][0] if value is not None}
+    if len(ways) > 1:
+        warnings.warn(
+            f"teacher {name!r}: weights published under {model_name} have pictures prepared in {len(ways)} "
+            f"ways; these get them as most do, {chosen}; a folder with open_clip_config.json says its own",
+            stacklevel=3,
+        )
+    return chosen
 
 
 def _model_config(model_name: str, name: str) -> dict[str, Any]:

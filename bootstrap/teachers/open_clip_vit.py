@@ -125,7 +125,9 @@ class OpenClipTimmTrunk(_OpenClipTrunk):
             if spec.output_width:
                 raise TeacherError(f"{name}: trunk and head both project, a SparseFormer projects once")
             width, bias = projection.out_features, projection.bias is not None
-            spec = TeacherSpec(**{**spec.__dict__, "output_width": width, "head_bias": bias})
+            spec = TeacherSpec(
+                **{**spec.__dict__, "output_width": width, "head_bias": bias, "projects": True}
+            )
         self.spec = spec
 
     def embed(self, images: Tensor) -> Tensor:

@@ -44,6 +44,7 @@ class TeacherSpec:
         image_size: height and width of the input in pixels.
         patch_size: height and width of a patch in pixels.
         transform: how pictures are prepared for it.
+        projects: the output is an embedding, though its projection has a bias as classifiers have.
     """
 
     name: str
@@ -65,6 +66,12 @@ class TeacherSpec:
     image_size: tuple[int, int]
     patch_size: tuple[int, int]
     transform: TransformConfig
+    projects: bool = False
+
+    @property
+    def names_classes(self) -> bool:
+        """Whether the output is a row of logits."""
+        return self.output_width > 0 and self.head_bias and not self.projects
 
     @property
     def num_prefix(self) -> int:

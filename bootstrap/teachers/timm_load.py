@@ -62,7 +62,7 @@ def _create(name: str, make: Callable[[], nn.Module]) -> nn.Module:
 
 def _read(file: Path) -> dict[str, Tensor]:
     try:
-        state_dict = load_state_dict(str(file))
+        state_dict = load_state_dict(str(file), weights_only=True)
     except Exception as error:
         raise TeacherError(f"{file} cannot be read as a checkpoint: {error}") from error
     tensors = {key: value for key, value in state_dict.items() if isinstance(value, Tensor)}

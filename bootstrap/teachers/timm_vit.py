@@ -119,6 +119,10 @@ def describe_timm(
         image_size=tuple(projection.img_size),
         patch_size=tuple(projection.patch_size),
         transform=transform,
+        # timm has CLIP's projections as heads with a bias of zeros.
+        projects=has_head
+        and "_clip_" in str((getattr(vit, "pretrained_cfg", None) or {}).get("architecture"))
+        and (vit.head.bias is None or not vit.head.bias.count_nonzero()),
     )
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +138,45 @@ def test_a_name_with_a_file_loads_offline(tmp_path: Path) -> None:
     torch.save({"other": torch.zeros(1)}, file)
     with pytest.raises(TeacherError, match="open_clip cannot load it"):
         load_teacher("open_clip:tiny-test-vit", file)
+
+
+@pytest.mark.parametrize(
+    ("model_name", "mean", "resize", "warned"),
+    [
+        ("ViT-B-16-SigLIP", 0.5, "squash", None),
+        (
+            "ViT-B-32",
+            0.48145466,
+            "shortest",
+            "computes GELU; OpenAI.* of open_clip:ViT-B-32-quickgelu",
+        ),
+        ("ViT-B-32-quickgelu", 0.48145466, "shortest", None),
+        ("ViT-L-14", 0.48145466, "shortest", r"prepared in 2 ways; these get them as most do, .*0\.481"),
+    ],
+)
+def test_a_file_has_pictures_prepared_as_what_was_published(
+    model_name: str,
+    mean: float,
+    resize: str,
+    warned: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    asked: dict[str, Any] = {}
+
+    def create(model_name: str, **options: Any) -> Any:
+        asked.update(options["force_preprocess_cfg"])
+        return build_model(build_config(VISION))
+
+    monkeypatch.setattr(open_clip_load.open_clip, "create_model", create)
+    (tmp_path / "weights.pt").touch()
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        load_teacher(f"open_clip:{model_name}", tmp_path / "weights.pt")
+    assert (asked["mean"][0], asked["resize_mode"]) == (mean, resize)
+    ours = [str(each.message) for each in said if "teacher 'open_clip:" in str(each.message)]
+    assert bool(ours) == (warned is not None)
+    assert warned is None or any(re.search(warned, text) for text in ours)
 
 
 def test_a_tag_knows_its_activation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

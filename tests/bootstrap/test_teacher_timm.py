@@ -20,8 +20,16 @@ from timm.models.vision_transformer import (  # noqa: E402
     VisionTransformer,
 )
 
-from bootstrap.teacher import Teacher, TeacherError, load_teacher  # noqa: E402
+from bootstrap.teacher import (  # noqa: E402
+    Teacher,
+    TeacherError,
+    inherit_teacher,
+    load_teacher,
+    spec_to_config,
+)
 from bootstrap.teachers.timm_vit import TimmTrunk  # noqa: E402
+from sparse_vlm import SparseFormer, TransformConfig  # noqa: E402
+from sparse_vlm.inherit import InheritPlan  # noqa: E402
 
 TINY = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 2, "num_classes": 7}
 FAMILIES: dict[str, dict[str, Any]] = {
@@ -30,6 +38,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "siglip": {"class_token": False, "global_pool": "map", "act_layer": "gelu_tanh", "num_classes": 0},
     "dinov2": {"init_values": 0.1, "num_classes": 0},
     "registers": {"init_values": 0.1, "reg_tokens": 4, "num_classes": 0},
+    "attention_with_class_token": {"global_pool": "map"},
     "average": {"global_pool": "avg"},
     "average_without_class_token": {"global_pool": "avg", "class_token": False},
     "dynamic": {"dynamic_img_size": True},
@@ -70,6 +79,34 @@ def test_transform_is_timms_own() -> None:
     assert transform.mean == tuple(data["mean"]) == (0.5, 0.5, 0.5)
     assert transform.interpolation == data["interpolation"] == "bicubic"
     assert (transform.height, transform.resized_at_least[0]) == (224, int(224 / data["crop_pct"]))
+
+
+@pytest.mark.parametrize("pooling", ["token", "map", "avg"])
+def test_an_inherited_cortex_pools_as_its_teacher(pooling: str) -> None:
+    teacher = Teacher(TimmTrunk(build_model(global_pool=pooling, num_classes=0), "timm:test"))
+    narrow = {"stem_channels": 8, "mixing_points": 4, "num_points": 4, "focusing_repeats": 1}
+    encoder = SparseFormer(spec_to_config(teacher.spec, 1, **narrow), teacher.spec.transform)
+    inherit_teacher(encoder, teacher, InheritPlan.thirds(3, drop=1))
+    tokens = torch.randn(2, 6, 32)
+    states = tokens
+    for block in encoder.cortex.blocks:
+        states = block(states)
+    torch.testing.assert_close(encoder.head(states)[1], teacher.run_from(tokens, 1)[1], rtol=0, atol=1e-5)
+
+
+def test_clips_projection_is_no_classifier() -> None:
+    clip = {"pre_norm": True, "act_layer": "quick_gelu"}
+    for architecture, biased, names in (
+        ("vit_base_patch16_clip_224", False, False),
+        ("vit_base_patch16_clip_224", True, True),  # tuned to classify
+        ("vit_base_patch16_224", False, True),
+    ):
+        model = build_model(**clip)
+        model.pretrained_cfg = {**getattr(model, "pretrained_cfg", {}), "architecture": architecture}
+        if not biased:
+            model.head.bias.data.zero_()
+        transform = TransformConfig(image_size=32)
+        assert TimmTrunk(model, "timm:test", transform).spec.names_classes == names
 
 
 @pytest.mark.parametrize("registers", [False, True])
