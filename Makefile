@@ -33,6 +33,7 @@ $(STAMP): pyproject.toml
 	@test -x $(RUN) || $(PYTHON) -m venv $(ENV) || \
 		{ echo "make: $(PYTHON) cannot make virtual environments; install its venv package (Debian: apt install python3-venv)" >&2; \
 		rm -rf $(ENV); exit 1; }
+	@echo "installing the environment into $(ENV): some minutes, and some gigabytes of packages" >&2
 	$(RUN) -m pip install --quiet $(PIP_FLAGS) -e '.[dev]'
 	@touch $@
 

@@ -68,10 +68,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if not records.is_file():
             raise InputError(f"There are no scenes ({records}); run python -m bootstrap.quickstart first.")
         language = folder / "language"
+        _say("two small LLaVAs: one with the whole ViT, one with the SparseFormer")
         for name in NAMES:
             _assemble(name, encoder, options.teacher, options.llm, language / name / "llava")
         shuffle_turns(records, language / "chat.json")
+        _say(f"tuning both, {_steps(options.config, options.overrides)} steps each")
         _tune(language, folder / "scenes" / "train", options.config, options.overrides)
+        _say(f"asking both {options.questions} questions, with the picture and without")
         outcomes = ask(language, folder / "scenes" / "heldout", options.questions)
         example = show_answers(outcomes, folder / "scenes" / "heldout" / "images")
         seconds = time_first_tokens(language, folder / "scenes" / "heldout" / "images")
@@ -81,6 +84,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (ValueError, OSError) as error:
         raise SystemExit(f"quickstart: {error}") from None
     print(f"{example}\n\n{format_table(figures)}\n\n{describe(figures)}")
+
+
+def _say(what: str) -> None:
+    print(what, file=sys.stderr, flush=True)
 
 
 def _assemble(name: str, encoder: Path, teacher: Path, llm: Path, out: Path) -> None:

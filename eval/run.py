@@ -263,6 +263,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     words = list(sys.argv[1:] if arguments is None else arguments)
     options = parser.parse_args(words)
+    settings: RunSettings | None = None
     try:
         settings = load_settings(options.config, options.overrides)
         outcome = run(settings, words)
@@ -270,6 +271,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
+        if settings is None:
+            return 130
         print(f"stopped: the same command goes on behind the last answer in {settings.out}", file=sys.stderr)
         return 130
     if outcome is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +26,7 @@ class DataSettings:
         max_bad_records: how many bad records each process skips before it stops.
         group: ``modality`` for batches of one modality and similar length, ``none`` for plain shuffling.
         limit: use only the first so many records.
-        workers: loader processes.
+        workers: loader processes; by default four, or as many as there are cores.
     """
 
     records: tuple[Path, ...] = ()
@@ -36,7 +37,7 @@ class DataSettings:
     max_bad_records: int = 100
     group: Literal["modality", "none"] = "modality"
     limit: int | None = None
-    workers: int = 4
+    workers: int = field(default_factory=lambda: min(4, os.cpu_count() or 1))
 
     def __post_init__(self) -> None:
         if not self.records and not self.shards:

@@ -28,6 +28,8 @@ def export(run: Path, out: Path, dtype: torch.dtype | None = None) -> None:
         ValueError: if the directory is no result, or does not fit its base.
     """
     check_place(out, run, base_of(run), over="exported")
+    if not is_result(run) and (run / "config.json").is_file():
+        raise ValueError(f"{run} is a whole LLaVA directory already: there is nothing to export")
     if not is_result(run):
         raise ValueError(
             f"{run} holds no result of llm_integration.train (no {RUN_FILE}){suggest_final(run)}"

@@ -389,6 +389,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit(0 if words else 2)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
+    settings: TrainSettings | None = None
     try:
         settings = load_settings(Path(words[0]), words[1:])
         metrics = train(settings)
@@ -401,6 +402,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"error: {sentence}", file=sys.stderr, flush=True)
         raise SystemExit(2) from error
     except KeyboardInterrupt:
+        if settings is None:
+            raise SystemExit(130) from None
         print(
             f"stopped: the same command goes on from the newest checkpoint in {settings.out}, if any",
             file=sys.stderr,
@@ -408,6 +411,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
         raise SystemExit(130) from None
     print(json.dumps(metrics))
+    if int(os.environ.get("RANK", "0")) == 0:
+        final = settings.out / FINAL
+        print(f"result: {final}; python -m llm_integration.chat --model {final}", file=sys.stderr)
     leave_process_group()
 
 

@@ -107,7 +107,8 @@ class ChatEncoder:
             raise BadRecordError(f"{where} is cut inside a picture at max_length={self.max_length} tokens")
         if all(label == IGNORED for label in labels[1:]):
             raise BadRecordError(
-                f"{where} has no answer left after it was cut at max_length={self.max_length} tokens"
+                f"{where} has no answer left after it was cut at max_length={self.max_length} tokens "
+                "(data.max_length)"
             )
         return Encoded(ids, labels)
 
