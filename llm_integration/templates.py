@@ -176,7 +176,7 @@ def check_heard(tokenizer: Any, template: str | None) -> None:
     Raises:
         ValueError: if it is not.
     """
-    probe = "what"
+    probe = "xylophone"  # in no template's own words
     for content in (probe, [{"type": "text", "text": probe}]):
         messages = [{"role": "user", "content": content}]
         try:

@@ -44,7 +44,7 @@ from .data.dataset import TooManyBadRecordsError
 from .freeze import PROJECTOR, TOWER, cast_frozen, prepare_parameters, trained_names
 from .processes import leave_process_group
 from .processor import count_image_tokens, measure_pictures
-from .result import load_model, load_model_processor, read_facts, save_result, trained_before
+from .result import RUN_FILE, load_model, load_model_processor, read_facts, save_result, trained_before
 from .templates import CHATML_TOKENS, build_template, check_heard
 from .trainer import ChatTrainer, LogFile, WholeMark, mean_loss
 
@@ -55,7 +55,7 @@ LOG_FILE = "log.jsonl"
 CHECKPOINTS = "checkpoints"
 FINAL = "final"
 # What a run writes beside its settings, and what other runs and models are known by.
-_TAKEN = (LOG_FILE, CHECKPOINTS, FINAL, "config.yaml", "config.json")
+_TAKEN = (LOG_FILE, CHECKPOINTS, FINAL, "config.yaml", "config.json", RUN_FILE)
 # What the result of a run does not depend on, and what a run may be continued with although begun otherwise.
 _WITHOUT_EFFECT = (
     *("out", "resume", "log_every", "keep_checkpoints", "checkpoint_every"),
@@ -178,7 +178,8 @@ def check_resume(settings: TrainSettings, processes: int) -> Path | None:
     """
     before, now = settings.out / SETTINGS_FILE, json.loads(json.dumps(settings_to_dict(settings)))
     # A log that a shell writes there is no harm; another run, a model or a result would be mixed with ours.
-    if settings.out.resolve() in settings.model.resolve().parents:
+    place = settings.model.resolve()
+    if settings.out.resolve() in (place, *place.parents):
         raise SettingsError([f"model={settings.model} lies in out={settings.out}: name another out"])
     strange = [name for name in _TAKEN if (settings.out / name).exists()]
     if strange and not before.is_file():

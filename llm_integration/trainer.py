@@ -34,6 +34,7 @@ class ChatTrainer(Trainer):
         self.order: GroupedSampler | None = None
         super().__init__(**options)
         self.add_callback(EpochOrder(self))
+        self.add_callback(OwnPace())
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """AdamW over the groups of :func:`llm_integration.freeze.build_groups`."""
@@ -83,6 +84,14 @@ class EpochOrder(TrainerCallback):
         """Called by the Trainer before it asks for an epoch's first batch, or the next one of a restart."""
         if self.trainer.order is not None:
             self.trainer.order.begin_epoch(int(state.epoch + 1e-6))
+
+
+class OwnPace(TrainerCallback):
+    """Logs and saves as often as this start asks for; a checkpoint brings the pace that it was written at."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Called by the Trainer after it has read a checkpoint."""
+        state.logging_steps, state.save_steps = args.logging_steps, args.save_steps
 
 
 class LogFile(TrainerCallback):
@@ -162,6 +171,8 @@ class WholeMark(TrainerCallback):
             folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
             mark = {"step": state.global_step, "processes": args.world_size}
             write_atomic(folder / self.NAME, json.dumps(mark) + "\n")
-            older = sorted(folder.parent.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
-            for path in older[: -self.keep]:
-                shutil.rmtree(path)
+            steps = {int(path.name.split("-")[1]): path for path in folder.parent.glob("checkpoint-*")}
+            # Later ones are of a longer run that this one takes the place of.
+            done = sorted(step for step in steps if step <= state.global_step)
+            for step in done[: -self.keep]:
+                shutil.rmtree(steps[step])

@@ -48,7 +48,7 @@ class Gqa(Task):
                 f"{source} is no GQA question file: expected an object of questions by their id."
             )
         if asked is None:
-            rows = _by_id(content, path) if isinstance(content, list) else content
+            rows = _by_id(content, path, source == path) if isinstance(content, list) else content
             if not isinstance(rows, dict) or not all(isinstance(row, dict) for row in rows.values()):
                 raise InputError(
                     f"{path} is no GQA question file: expected an object of questions by their id."
@@ -88,11 +88,12 @@ class Gqa(Task):
         return ".json", json.dumps(rows).encode()
 
 
-def _by_id(rows: list[Any], path: Path) -> dict[str, Any]:
+def _by_id(rows: list[Any], path: Path, answered: bool = True) -> dict[str, Any]:
     """The same questions as a list of records, as the Hugging Face copies have them."""
+    wanted = {"question": text, **({"answer": text} if answered else {})}
     made: dict[str, Any] = {}
     for number, row in enumerate(rows, start=1):
-        need(row, {"question": text, "answer": text}, path, f"record {number}", _MAY)
+        need(row, wanted, path, f"record {number}", _MAY)
         key = str(row["question_id"] if "question_id" in row else row.get("id", ""))
         if not key or key in made:
             raise InputError(f"Record {number} of {path} has no id of its own.")

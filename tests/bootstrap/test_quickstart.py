@@ -100,8 +100,9 @@ def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "name a run directory" in done.stderr
     assert "Traceback" not in done.stderr
-    (tmp_path / "log.jsonl").write_text('{"step": 1, "loss": 2.0}\n')
-    with pytest.raises(
-        SystemExit, match=r"log.jsonl is of another command: name a run directory of bootstrap"
-    ):
-        write_report([str(tmp_path)])
+    for entries in ('{"step": 1, "loss": 2.0}\n', '{"kind": "step", "step": 1}\n{"step": 1, "loss": 2.0}\n'):
+        (tmp_path / "log.jsonl").write_text(entries)
+        with pytest.raises(
+            SystemExit, match=r"log.jsonl is of another command: name a run directory of bootstrap"
+        ):
+            write_report([str(tmp_path)])

@@ -392,6 +392,8 @@ def test_an_engine_that_tells_no_norm_has_its_weights_looked_at() -> None:
     _check_weights(student, 3, SimpleNamespace(keeps_optimiser=True))  # type: ignore[arg-type]
     encoder.weight.requires_grad_(False)
     _check_weights(student, 3, silent)
+    encoder.requires_grad_(False)  # nothing is trained
+    _check_weights(student, 3, silent)
 
 
 def test_a_run_that_was_moved_is_still_the_same(write_run: Write, tmp_path: Path) -> None:
@@ -430,3 +432,11 @@ def test_overrides_reach_the_resolved_config(write_run: Write, tmp_path: Path) -
     assert "steps: 2" in resolved
     assert "lr: 0.002" in resolved
     assert json.loads((tmp_path / "run" / "figures.json").read_text()) == {}
+
+
+def test_weights_are_looked_at_before_a_checkpoint(write_run: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    monkeypatch.setattr("bootstrap.loop._check_weights", lambda student, done, engine: seen.append(done))
+    config = read_config(write_run(save_every=2, log_every=1000))
+    bootstrap(config)
+    assert seen == [*range(2, config.steps, 2), config.steps]

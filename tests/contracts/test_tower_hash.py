@@ -14,7 +14,7 @@ from transformers import (
 )
 
 from bootstrap.teacher import load_teacher
-from sparse_vlm.fingerprint import hash_file, hash_tensors, hash_tower
+from sparse_vlm.fingerprint import hash_file, hash_tensors, hash_tower, sample_files
 
 
 def test_a_teacher_and_the_tower_of_a_llava_have_one_hash(tmp_path: Path) -> None:
@@ -64,3 +64,27 @@ def test_hash_of_tensors_tells_names_types_and_values_apart() -> None:
 def test_hash_of_a_file(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(b"abc")
     assert hash_file(tmp_path / "x") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_a_sample_of_files_sees_names_sizes_and_blocks_all_over(tmp_path: Path) -> None:
+    whole = bytes(range(256)) * 40  # 10,240 bytes: ten blocks of 1,024, of which three are read
+    paths = [tmp_path / name for name in ("a", "b")]
+    for path in paths:
+        path.write_bytes(whole)
+
+    def sample() -> str:
+        return sample_files(paths, blocks=3, block=1024)
+
+    before = sample()
+    assert sample_files(reversed(paths), blocks=3, block=1024) == before
+    for place in (0, 5000, len(whole) - 1):
+        paths[1].write_bytes(whole[:place] + b"!" + whole[place + 1 :])
+        assert sample() != before, place
+    paths[1].write_bytes(whole[:2000] + b"!" + whole[2001:])
+    assert sample() == before, "what lies between the blocks is not read"
+    paths[1].write_bytes(whole + whole[-1:])
+    assert sample() != before
+    paths[1].write_bytes(whole)
+    assert sample_files([paths[0], paths[1].rename(tmp_path / "c")], blocks=3, block=1024) != before
+    (tmp_path / "empty").touch()
+    sample_files([tmp_path / "empty"])

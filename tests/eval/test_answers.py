@@ -176,3 +176,16 @@ def test_optional_examples_are_not_missed() -> None:
 def test_name_some() -> None:
     assert name_some([1, 2]) == "1, 2"
     assert name_some(range(8)) == "0, 1, 2, 3, 4 and 3 more"
+
+
+def test_only_answers_that_tell_their_question_are_held_against_it() -> None:
+    def told(*prompts: str | None) -> AnswerFile:
+        return AnswerFile(tuple(AnswerRecord(n, "yes", prompt=p) for n, p in enumerate(prompts)))
+
+    numbered = [replace(example, key=f"split/{example.key}", aliases=(example.key,)) for example in EXAMPLES]
+    assert len(match_answers(numbered, told(None, None, None, "question 3"), by_id).answers) == 4
+    with pytest.raises(InputError, match="2 of 2 answers were given to other questions"):
+        match_answers(numbered, told(None, None, "cats", "dogs"), by_id)
+    silent = [replace(example, question="") for example in numbered[:2]] + numbered[2:]
+    with pytest.raises(InputError, match="2 of 2 answers were given to other questions"):
+        match_answers(silent, told("cats", "dogs", "cats", "dogs"), by_id)

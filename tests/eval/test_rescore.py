@@ -82,6 +82,7 @@ def test_holes_are_refused_or_scored_around(
     assert "100.00%" in printed
     assert "answered: 8 of 10 questions" in printed
     assert "every figure is over the answered questions only" in printed
+    assert "only (--allow-missing)" not in printed  # eval.run, which has no such option, says it too
     assert "1 lines that are not whole, left out: line 9" in printed
 
 

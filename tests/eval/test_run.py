@@ -320,3 +320,15 @@ def test_shipped_settings_name_their_benchmark(path: Path) -> None:
     made = load_settings(path, ["model=somewhere"])
     assert made.task.name == path.stem
     assert str(made.out) == f"runs/eval/{path.stem}"
+
+
+def test_answers_that_do_not_tell_their_prompts_are_compared(
+    settings: Callable[..., RunSettings], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("plain", "rescored"):
+        run(settings(out=tmp_path / name), [], Parrot())
+    scores = tmp_path / "rescored" / "scores.json"
+    told = json.loads(scores.read_text())
+    scores.write_text(json.dumps({key: told[key] for key in told if key not in ("protocol", "floor")}))
+    assert compare([str(tmp_path / "plain"), str(tmp_path / "rescored")]) == 0
+    assert "floor" not in capsys.readouterr().out

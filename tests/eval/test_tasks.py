@@ -198,8 +198,11 @@ def test_gqa(tmp_path: Path) -> None:
     # Asked is what the question file names, in whatever form.
     some = put(tmp_path / "some.json", [{"id": "11", **rows["11"]}])
     assert [e.key for e in task.load_examples(some, gold)] == ["11"]
-    with pytest.raises(InputError, match=r"odd.json is no GQA question file"):
-        task.load_examples(put(tmp_path / "odd.json", {"a": 1}), gold)
+    bare = put(tmp_path / "bare.json", [{"id": "10", "question": "What?", "imageId": "n1"}])
+    assert [e.key for e in task.load_examples(bare, gold)] == ["10"]
+    for odd in ({"a": 1}, '"a"', 3):
+        with pytest.raises(InputError, match=r"odd.json is no GQA question file"):
+            task.load_examples(put(tmp_path / "odd.json", odd), gold)
     put(gold, '{"10": {"answer": "a"}, "10": {"answer": "b"}}')
     with pytest.raises(InputError, match=r"1 keys twice \(10\)"):
         task.load_examples(gold, gold)
@@ -548,3 +551,9 @@ def test_generated_scenes_find_their_pictures(tmp_path: Path) -> None:
     files = folder / "questions.json", folder / "annotations.json", folder / "images"
     examples = load_task("scenes").load_examples(*files)
     assert {example.image for example in examples} == {"000000.png", "000001.png"}
+
+
+@pytest.mark.parametrize("hint", ["", "nan", "None", None])
+def test_mmbench_shows_no_hint_that_is_none(hint: str | None) -> None:
+    example = Example("1", 1, "Which?", "a.jpg", facts={"hint": hint, "options": {"A": "red", "B": "blue"}})
+    assert load_task("mmbench").prompt(example, LLAVA) == "Which?\nA. red\nB. blue" + LETTER

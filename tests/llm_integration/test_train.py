@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from transformers import TrainingArguments
 
 from llm_integration import train as train_module
+from llm_integration import trainer as trainer_module
 from llm_integration.assemble import assemble
 from llm_integration.config import TrainSettings, load_settings
 from llm_integration.data.sampling import GroupedSampler
@@ -28,9 +29,9 @@ from llm_integration.generate import answer, build_message, load_chat
 from llm_integration.load import check_processor, load_llava, load_llava_config
 from llm_integration.processor import load_processor
 from llm_integration.result import load_model
-from llm_integration.templates import TEMPLATES
+from llm_integration.templates import TEMPLATES, check_heard
 from llm_integration.train import build_arguments, build_collator, check_resume, main, train
-from llm_integration.trainer import EpochOrder, WholeMark
+from llm_integration.trainer import EpochOrder, LogFile, WholeMark, mean_loss
 from sparse_vlm.settings import SettingsError, build_settings
 
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -650,3 +651,169 @@ def test_a_processor_without_a_crop_is_collated(llava_dir: Path) -> None:
     images.do_center_crop, images.crop_size, images.size = False, None, {"height": 32, "width": 32}
     config = load_llava_config(llava_dir)
     assert build_collator(processor, config).picture_shape == (3, 32, 32)
+
+
+def test_the_last_updates_are_in_the_log(build: Any, tmp_path: Path) -> None:
+    figures = train(build("log_every=4", "max_steps=6"))
+    log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    entries = [line for line in log if "loss" in line]
+    assert [line["step"] for line in entries] == [4, 6]
+    assert figures["train_loss"] == pytest.approx((4 * entries[0]["loss"] + 2 * entries[1]["loss"]) / 6)
+
+
+def test_a_whole_model_that_was_trained_is_not_overwritten(
+    build: Any, encoder_dir: Path, build_llm_dir: Any, tmp_path: Path
+) -> None:
+    whole = tmp_path / "whole"
+    words = ("self_contained=true", "checkpoint_every=1", f"out={whole}")
+    train(build(*words, "max_steps=1"))
+    train(build("max_steps=1"))
+    before = {path: path.read_bytes() for path in sorted((whole / "final").iterdir())}
+    with pytest.raises(FileExistsError, match="has trained, which would be lost"):
+        assemble(encoder_dir, str(build_llm_dir("llama")), whole / "final")
+    with pytest.raises(SystemExit):
+        export(["--run", str(tmp_path / "run" / "final"), "--out", str(whole / "final")])
+    assert {path: path.read_bytes() for path in sorted((whole / "final").iterdir())} == before
+    train(build(*words, "max_steps=2"))  # its own result a run replaces
+    assert json.loads((whole / "final" / "assembly.json").read_text())["steps"] == 2
+
+
+def test_a_result_without_a_sample_of_its_base_is_read(build: Any, tmp_path: Path) -> None:
+    train(build("stage=align", "max_steps=1"))
+    path = tmp_path / "run" / "final" / "run.json"
+    facts = json.loads(path.read_text())
+    del facts["base_sample_sha256"]
+    path.write_text(json.dumps(facts))
+    load_model(path.parent)
+
+
+def test_a_finished_run_that_was_moved_is_left_alone(build: Any, tmp_path: Path) -> None:
+    figures = train(build("max_steps=2"))
+    moved = (tmp_path / "run").rename(tmp_path / "moved")
+    before = {path: path.read_bytes() for path in sorted(moved.rglob("*")) if path.is_file()}
+    assert train(build("max_steps=2", f"out={moved}", "data.max_bad_records=5", "data.workers=3")) == figures
+    assert {path: path.read_bytes() for path in sorted(moved.rglob("*")) if path.is_file()} == before
+
+
+def test_the_newest_checkpoints_are_kept(build: Any, tmp_path: Path) -> None:
+    train(build("checkpoint_every=3", "keep_checkpoints=2", "max_steps=12"))
+    kept = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
+    assert kept == ["checkpoint-12", "checkpoint-9"]
+
+
+def test_older_checkpoints_go_behind_the_mark(
+    build: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("checkpoint_every=2", "keep_checkpoints=1", "max_steps=6")
+    write = trainer_module.write_atomic
+
+    def killed(path: Path, content: str) -> None:
+        if path.parent.name == "checkpoint-4":
+            raise KeyboardInterrupt
+        write(path, content)
+
+    monkeypatch.setattr(trainer_module, "write_atomic", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train(build(*words))
+    newest = check_resume(build(*words), 1)
+    assert newest is not None
+    assert newest.name == "checkpoint-2"
+
+
+def test_a_second_epoch_has_an_order_of_its_own(build: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    orders: list[list[int]] = []
+    plain = GroupedSampler.__iter__
+
+    def watched(self: GroupedSampler) -> Any:
+        orders.append(list(plain(self)))
+        return iter(orders[-1])
+
+    monkeypatch.setattr(GroupedSampler, "__iter__", watched)
+    train(build("max_steps=null", "epochs=2"))
+    assert len(orders) == 2
+    assert sorted(orders[0]) == sorted(orders[1])
+    assert orders[0] != orders[1]
+
+
+def test_an_epoch_is_told_whatever_rounding_made_of_it() -> None:
+    told: list[int] = []
+    trainer: Any = SimpleNamespace(order=SimpleNamespace(begin_epoch=told.append))
+    for epoch in (0, 1 - 1e-12, 1, 1.75, 2 - 1e-12):
+        EpochOrder(trainer).on_epoch_begin(None, SimpleNamespace(epoch=epoch), None)
+    assert told == [0, 1, 1, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("deepspeed", "logs", "stops"),
+    [
+        (None, {"loss": float("nan"), "grad_norm": 1.0}, True),
+        (None, {"loss": 1.0, "grad_norm": float("inf")}, True),
+        (None, {"loss": 1.0, "grad_norm": 1.0}, False),
+        (None, {"loss": 1.0}, False),
+        ("zero2.json", {"loss": float("inf"), "grad_norm": 1.0}, True),
+        ("zero2.json", {"loss": 1.0, "grad_norm": float("inf")}, False),  # it leaves such an update out
+    ],
+)
+@pytest.mark.parametrize("zero", [True, False])
+def test_losses_that_are_no_numbers_stop_every_process(
+    tmp_path: Path, deepspeed: str | None, logs: dict[str, float], stops: bool, zero: bool
+) -> None:
+    log = LogFile(tmp_path / "log.jsonl", SimpleNamespace(bad_records=0))  # type: ignore[arg-type]
+    args = SimpleNamespace(deepspeed=deepspeed, disable_tqdm=False)
+    state = SimpleNamespace(global_step=3, is_world_process_zero=zero)
+    if stops:
+        with pytest.raises(FloatingPointError, match=r"is (nan|inf) at step 3"):
+            log.on_log(args, state, None, logs)
+    else:
+        log.on_log(args, state, None, logs)
+    assert (tmp_path / "log.jsonl").exists() == (zero and not stops)
+
+
+def test_templates_that_take_text_or_parts_are_heard(llava_dir: Path) -> None:
+    tokenizer = load_processor(llava_dir).tokenizer
+    whole = "{% for m in messages %}{{ m['content'].upper() }}{% endfor %}"
+    parts = "{% for m in messages %}{% for p in m['content'] %}{{ p['text'] + '' }}{% endfor %}{% endfor %}"
+    for template in (whole, parts):
+        check_heard(tokenizer, template)
+    with pytest.raises(ValueError, match="leaves out what is asked"):
+        check_heard(tokenizer, "Answer whatever you see. {% for m in messages %}{{ m['role'] }}{% endfor %}")
+
+
+def test_a_log_without_losses_has_no_mean(tmp_path: Path) -> None:
+    log = tmp_path / "log.jsonl"
+    assert mean_loss(log) is None
+    log.write_text('{"step": 0, "bad_records": 0}\n')
+    assert mean_loss(log) is None
+    log.write_text('{"step": 3, "loss": 2.0}\n{"step": 4, "loss": 6.0}\n{"step": 4, "train_loss": 9.0}\n')
+    assert mean_loss(log) == 3.0
+
+
+def test_a_model_within_the_run_is_found_by_any_path(
+    build: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SettingsError, match=r"model=run/final lies in out="):
+        check_resume(build("model=run/final"), 1)
+
+
+def test_a_restart_logs_and_saves_as_often_as_it_asks_for(build: Any, tmp_path: Path) -> None:
+    train(build("checkpoint_every=1", "log_every=1", "max_steps=2", "keep_checkpoints=9"))
+    train(build("checkpoint_every=3", "log_every=3", "max_steps=6", "keep_checkpoints=9"))
+    saved = {int(path.name.split("-")[1]) for path in (tmp_path / "run" / "checkpoints").iterdir()}
+    assert saved == {1, 2, 3, 6}
+
+
+def test_a_shorter_run_keeps_its_own_checkpoints(build: Any, tmp_path: Path) -> None:
+    train(build("checkpoint_every=2", "max_steps=4", "keep_checkpoints=1"))
+    train(build("checkpoint_every=1", "max_steps=2", "keep_checkpoints=1"))
+    saved = {int(path.name.split("-")[1]) for path in (tmp_path / "run" / "checkpoints").iterdir()}
+    assert saved == {2, 4}
+
+
+def test_a_run_does_not_write_among_the_files_of_its_model(build: Any, tmp_path: Path) -> None:
+    train(build("stage=align", "max_steps=1"))
+    final = tmp_path / "run" / "final"
+    with pytest.raises(SettingsError, match="lies in out"):
+        check_resume(build(f"model={final}", f"out={final}"), 1)
+    with pytest.raises(SettingsError, match=r"but run\.json of something else"):
+        check_resume(build(f"out={final}"), 1)

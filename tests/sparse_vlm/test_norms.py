@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from sparse_vlm import SparseFormer, activations, agreement, build_encoder, norms
+from sparse_vlm import (
+    SparseFormer,
+    activations,
+    agreement,
+    build_encoder,
+    fused,
+    norms,
+    sampling_operator,
+    stem,
+)
 from sparse_vlm.activations import quick_gelu, quick_gelu_plain
 from sparse_vlm.norms import add_norm, pool_norm, pool_norm_plain
 from sparse_vlm.stem import convolve_cells, convolve_plain
@@ -34,6 +45,9 @@ with torch.no_grad():
         for width in (64, 72):
             norm = nn.LayerNorm(width, eps=1e-3).to(dtype)
             nn.init.normal_(norm.weight), nn.init.normal_(norm.bias)
+            if width == 72:  # as slices of a larger table are
+                for name in ("weight", "bias"):
+                    setattr(norm, name, nn.Parameter(torch.randn(width, 2, dtype=dtype)[:, 0]))
             tokens, update = torch.randn(2, 2, 5, width, dtype=dtype)
             tokens += 3
             for given in (update, None):
@@ -48,7 +62,7 @@ with torch.no_grad():
         for channels, height, width in ((16, 9, 8), (12, 1, 5), (16, 12, 13)):
             features = torch.randn(2, height, width, channels, dtype=dtype).permute(0, 3, 1, 2)
             features[1, 3, 0, 2] = nan
-            bias = torch.randn(channels, dtype=dtype)
+            bias = torch.randn(channels, 2, dtype=dtype)[:, 0]
             for layout in (features, features.contiguous()):
                 before = len(launches)
                 got, wanted = pool_norm(layout, bias), pool_norm_plain(features, bias)
@@ -237,3 +251,59 @@ def test_encoder_with_all_kernels_equals_the_one_without(
             outputs.append(encoder(pictures).pooled.float())
     share = (outputs[0] - outputs[1]).abs().max() / outputs[1].abs().max()
     assert share < (1e-5 if dtype == torch.float32 else 3e-2)
+
+
+def test_problems_are_drawn_on_the_cpu_whatever_the_default_device() -> None:
+    def draw() -> list[torch.Tensor]:
+        sight = fused.build_problem("cpu", torch.float32, (16, 32, 16), True)
+        problem = sampling_operator.build_problem("cpu", torch.float32, 16)
+        drawn = agreement.build_drawer("cpu", torch.float32)(3, 4)
+        return [*(value for value in sight if isinstance(value, torch.Tensor)), *problem, drawn]
+
+    wanted = draw()
+    with torch.device("meta"):  # its generators are none of the CPU's, as a GPU's are not
+        drawn = draw()
+    assert all(torch.equal(own, other) for own, other in zip(drawn, wanted, strict=True))
+
+
+def test_the_problem_of_quick_gelu_is_drawn_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(activations, "agree", lambda name, kernel, plain, tolerance: bool(plain()))
+    with torch.device("meta"):
+        assert activations._agrees.question(torch.device("cpu"), torch.float32)
+
+
+def test_cells_are_for_half_precision_on_a_gpu_and_for_no_export(monkeypatch: pytest.MonkeyPatch) -> None:
+    images: Any = SimpleNamespace(dtype=torch.bfloat16, is_cuda=True)
+    assert stem._has_tensor_cores(images)
+    assert not stem._has_tensor_cores(SimpleNamespace(dtype=torch.float32, is_cuda=True))  # type: ignore[arg-type]
+    monkeypatch.setattr(stem, "is_exporting", lambda: True)
+    assert not stem._has_tensor_cores(images)
+
+
+def test_a_seed_draws_the_stem_that_a_convolution_would_have() -> None:
+    torch.manual_seed(3)
+    own = stem.EarlyConvolution(8)
+    torch.manual_seed(3)
+    convolution = nn.Conv2d(3, 8, kernel_size=7, stride=2, padding=3)
+    assert not any(isinstance(module, nn.Conv2d) for module in own.modules())
+    assert torch.equal(own.conv.weight, convolution.weight)
+    assert convolution.bias is not None
+    assert torch.equal(own.conv.bias, convolution.bias)
+
+
+@needs_triton
+def test_pictures_lie_along_the_axis_of_a_launch_that_takes_any_number(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from sparse_vlm import norm_kernel
+
+    grids: list[tuple[int, ...]] = []
+
+    class Watched:
+        def __getitem__(self, grid: tuple[int, ...]) -> Any:
+            grids.append(grid)
+            return lambda *given, **constants: None
+
+    monkeypatch.setattr(norm_kernel, "pool_norm_kernel", Watched())
+    norm_kernel.launch_pool_norm(torch.zeros(70, 16, 9, 8), torch.zeros(16), 1e-5)
+    assert grids == [(70,)]  # CUDA takes 65,535 along the others
