@@ -18,7 +18,7 @@ from bootstrap.scenes.write import write_split
 from eval.answers import InputError, read_text
 from eval.baselines.config import ParetoSettings, SceneSettings
 from eval.config import BenchmarkSettings
-from eval.task import LLAVA, OPTION_LETTER, Example, Task
+from eval.task import Example, Task
 from eval.tasks import load_task
 from sparse_vlm.atomic import atomic_directory
 from sparse_vlm.transform import ImageTransform
@@ -135,7 +135,7 @@ def load_quiz(files: BenchmarkSettings) -> Quiz:
         raise InputError(f"{files.name}: name the folder of its pictures (images).")
     task = load_task(files.name)
     examples = task.load_examples(files.questions, files.annotations, files.images)
-    if any(OPTION_LETTER.strip() in task.prompt(e, LLAVA) for e in examples[:1] if LLAVA in task.prompts):
+    if any(example.choices for example in examples):
         raise InputError(
             f"{files.name}: its answers are letters of options; a comparison of towers asks bare questions."
         )

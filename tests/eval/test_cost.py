@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from eval.cost import main
+from bootstrap.cost import count_gmacs
+from eval.cost import append_record, main
 from eval.costs.clock import measure, summarise, take_turns
 from eval.costs.count import (
     cache_bytes,
@@ -20,7 +22,8 @@ from eval.costs.count import (
     vit_gmacs,
 )
 from eval.costs.memory import measure_growth
-from eval.costs.shapes import build_subject, list_llms, list_towers
+from eval.costs.shapes import build_subject, label_subjects, list_llms, list_towers
+from sparse_vlm import SparseFormerConfig, TransformConfig, build_encoder
 
 PUBLISHED = {  # GMACs and millions of parameters, as computed from the published architectures
     "vit_b_16": (17.6, 86),
@@ -168,6 +171,42 @@ def test_the_command_prints_ratios_and_appends_a_record(
     assert first["provenance"]["device"] is None
 
 
+def test_a_file_that_ends_within_a_line_gets_a_line_of_its_own(tmp_path: Path) -> None:
+    record = tmp_path / "cost.jsonl"
+    record.write_text('{"a": 1}')
+    append_record(record, {"b": 2})
+    append_record(record, {"c": 3})
+    assert [json.loads(line) for line in record.read_text().splitlines()] == [{"a": 1}, {"b": 2}, {"c": 3}]
+
+
+def test_directories_of_one_name_are_told_apart(
+    encoder_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folders = [shutil.copytree(encoder_dir, tmp_path / name / "encoder") for name in ("a", "b")]
+    words = [word for folder in folders for word in ("--model", str(folder))]
+    record = tmp_path / "c.jsonl"
+    small = ["--baseline", "sf_b_49", "--llm", "tiny", "--count-only", "--json", str(record)]
+    assert main([*words, *small]) == 0
+    rows = [line.split()[0] for line in capsys.readouterr().out.splitlines() if "encoder" in line]
+    assert rows == ["a/encoder", "b/encoder"]
+    assert list(json.loads(record.read_text())["labels"].values())[1:] == rows
+    assert label_subjects(["vit_b_16", "x/encoder", "x/y"]) == {
+        "vit_b_16": list_towers()["vit_b_16"].label, "x/encoder": "encoder", "x/y": "y",
+    }  # fmt: skip
+
+
+def test_pictures_that_are_no_squares_are_counted_at_their_size(
+    tiny_encoder_config: SparseFormerConfig, tmp_path: Path
+) -> None:
+    encoder = build_encoder(tiny_encoder_config, TransformConfig(image_size=(32, 96)))
+    encoder.save(tmp_path / "wide", {"teacher": "none"})
+    subject = build_subject(str(tmp_path / "wide"), "tiny", "meta", torch.float32)
+    assert subject.image_size == (32, 96)
+    by_itself = count_gmacs(encoder, (32, 96))
+    assert count_costs(subject, 8).tower_gmacs == pytest.approx(by_itself, rel=1e-3)  # less the head
+    assert by_itself > 1.5 * count_gmacs(encoder, (32, 32))
+
+
 def test_unknown_names_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--model", "sf_xl", "--count-only"]) == 2
     assert "There is no tower 'sf_xl': name one of vit_b_16" in capsys.readouterr().err
@@ -193,7 +232,6 @@ def test_a_llavas_own_language_model_is_in_no_ratio(llava_dir: Path, capsys: Any
 
 
 def test_a_teachers_fused_attention_is_counted() -> None:
-    from bootstrap.cost import count_gmacs
     from bootstrap.teacher import load_teacher
     from llm_integration.clip_vision import load_clip_vision
 

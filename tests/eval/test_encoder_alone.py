@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import unicodedata
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -434,6 +435,53 @@ def test_class_folders_find_their_class_by_name(tmp_path: Path) -> None:
     (tmp_path / "only").mkdir()
     (tmp_path / "ant-bee" / "ant").rename(tmp_path / "only" / "images")
     assert load_pictures(tmp_path / "only").labels is None  # one folder is no class
+
+
+def in_folders(root: Path, *names: str) -> Path:
+    """One picture in each of several class folders."""
+    for name in names:
+        (root / name).mkdir(parents=True)
+        Image.new("RGB", (4, 4)).save(root / name / "a.png")
+    return root
+
+
+def test_class_folders_that_are_numbers_are_class_indices(tmp_path: Path) -> None:
+    file = tmp_path / "classes.json"
+    file.write_text(json.dumps({"classes": [f"c{n}" for n in range(11)], "templates": ["a {}"]}))
+    classes = load_classes(str(file))
+    for name, folders in (("plain", ("2", "10", "0")), ("padded", ("02", "10", "00"))):
+        made = load_pictures(in_folders(tmp_path / name, *folders))
+        assert made.labels is not None
+        places = label_map(made, classes)[0]
+        named = {
+            name: classes.names[places[label]] for name, label in zip(made.names, made.labels, strict=True)
+        }
+        assert named == {f"{folder}/a.png": f"c{int(folder)}" for folder in folders}
+    with pytest.raises(InputError, match="Label 11 has no class: there are 11"):
+        label_map(load_pictures(in_folders(tmp_path / "more", "0", "11")), classes)
+
+
+def test_classes_of_one_name_are_told_apart_by_their_place_alone(tmp_path: Path) -> None:
+    names = ["crane", "red circle", "crane"]
+    file = tmp_path / "classes.json"
+    file.write_text(json.dumps({"classes": names, "templates": ["a {}"]}))
+    folder = in_folders(tmp_path / "p", "x")
+    labels = tmp_path / "labels.json"
+    labels.write_text(json.dumps({"labels": {"x/a.png": 2}, "classes": ["Crane", "red_circle", "crane"]}))
+    assert label_map(load_pictures(folder, labels), load_classes(str(file))) == ([0, 1, 2], "")
+    named = load_pictures(in_folders(tmp_path / "q", "crane", "red circle"))
+    with pytest.raises(InputError, match=r"Several classes have the same name \(crane\)"):
+        label_map(named, load_classes(str(file)))
+
+
+def test_accents_match_however_they_are_written(tmp_path: Path) -> None:
+    names = ["naïve", "café crème", "dog"]
+    file = tmp_path / "classes.json"
+    file.write_text(json.dumps({"classes": names, "templates": ["a {}"]}))
+    folders = [unicodedata.normalize("NFD", name) for name in names]  # as macOS writes them
+    assert folders != names
+    made = load_pictures(in_folders(tmp_path / "p", *folders))
+    assert label_map(made, load_classes(str(file)))[0] == [1, 2, 0]
 
 
 def test_labels_of_a_file_are_checked(tmp_path: Path) -> None:

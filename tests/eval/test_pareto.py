@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 pytest.importorskip("open_clip")
 
@@ -17,7 +18,7 @@ from bootstrap.teacher import Teacher, load_teacher, spec_to_config
 from eval import pareto
 from eval.answers import InputError
 from eval.baselines import comparison
-from eval.baselines.combine import combine, resample_pictures
+from eval.baselines.combine import combine, name_figure, resample_pictures
 from eval.baselines.common import load_start, take_turns
 from eval.baselines.config import (
     LlamaSettings,
@@ -26,12 +27,14 @@ from eval.baselines.config import (
     TrainSettings,
     load_settings,
 )
-from eval.baselines.data import all_texts, load_quizzes, plan_batches, without_pictures_of
+from eval.baselines.data import Quiz, all_texts, load_quiz, load_quizzes, plan_batches, without_pictures_of
 from eval.baselines.draw import draw_pareto, spread
 from eval.baselines.points import Looker, build_reader, check_alike
 from eval.baselines.reader import collate, hash_weights
 from eval.baselines.table import write_table
 from eval.baselines.teach import answer_all, measure_answers
+from eval.config import BenchmarkSettings
+from eval.tasks import load_task
 from eval.towers import METHODS, OpenedVit, build_tower
 from eval.towers.pooling import PoolingTower
 from sparse_vlm import SparseFormer
@@ -418,6 +421,50 @@ def test_seeing_is_measured_against_not_seeing(settings: ParetoSettings) -> None
     assert [pool["gain"][key] for key in ("value", "low", "high")] == pytest.approx([1, 1, 1])
     assert none["gain"]["value"] == 0
     assert "gain" not in combine([result("pool", 9, seeing)], test)[0]
+
+
+def test_a_mean_of_scores_is_called_by_its_name(tmp_path: Path) -> None:
+    """POPE's primary figure is an F1: of a model that always says no it is 0, whatever share is right."""
+    gold = tmp_path / "coco_pope_random.json"
+    rows = [
+        {"question_id": n, "image": f"{n}.jpg", "text": f"Is there a cat {n}?", "label": label}
+        for n, label in enumerate(("yes", "no", "no"))
+    ]
+    gold.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    task = load_task("pope")
+    examples = task.load_examples(None, tmp_path)
+    judged = [task.judge(example, "no") for example in examples]
+    result = {
+        "method": "pool", "tokens": 9, "seed": 0, "trained": "", "training": {}, "loss": {"last": 0.0},
+        "figures": {name: figure.value for name, figure in task.aggregate(judged).items()},
+        "units": task.units(judged), "nats": dict.fromkeys(task.units(judged), 0.0),
+    }  # fmt: skip
+    (made,) = combine([result], Quiz(task, tuple(examples), tmp_path))
+    assert list(made["figures"]) == ["accuracy"]
+    assert made["figures"]["accuracy"]["value"] == pytest.approx(200 / 3)
+    assert made["details"][task.primary] == 0.0
+    assert (
+        name_figure([{"units": {"a": 0.3, "b": 1.0}, "figures": {"accuracy": 65.0}}], "accuracy")
+        == "accuracy"
+    )
+    assert name_figure([{"units": {"a": 1.0}, "figures": {"img": 100.0}}], "img") == "img"
+
+
+def test_benchmarks_whose_answers_are_letters_are_refused(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "0.jpg")
+    row = {"question_id": 0, "question": "q?", "answer": "B", "data_type": "image", "data_id": "0.jpg"}
+    file = tmp_path / "SEED.json"
+    file.write_text(json.dumps({"questions": [row | {f"choice_{letter}": letter for letter in "abcd"}]}))
+    with pytest.raises(InputError, match="seedbench: its answers are letters of options"):
+        load_quiz(BenchmarkSettings("seedbench", annotations=file, images=tmp_path))
+
+
+def test_textvqa_without_its_reference_tokens_is_a_quiz(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "0.jpg")
+    row = {"question_id": 0, "image_id": "0", "question": "q?", "answers": ["red"] * 10}
+    file = tmp_path / "val.json"
+    file.write_text(json.dumps({"data": [row]}))
+    assert len(load_quiz(BenchmarkSettings("textvqa", annotations=file, images=tmp_path)).examples) == 1
 
 
 def test_picture_and_table_show_every_point() -> None:

@@ -18,6 +18,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from eval.compare import main as compare
+from eval.config import BenchmarkSettings, RunSettings
 from eval.report import main
 from eval.reports.content import build_content
 from eval.reports.examples import draw_lots
@@ -25,11 +26,12 @@ from eval.reports.eyes import crop_of, load_eyes
 from eval.reports.inputs import read_sources
 from eval.reports.parts import signed
 from eval.reports.svg import pick_log_ticks, pick_ticks, short
-from eval.task import Example
+from eval.run import run
+from eval.task import SHORT_ANSWER, Example
 from llm_integration.hf import SparseFormerVisionModel
 from llm_integration.result import load_tower
 from sparse_vlm import TransformConfig, load_encoder
-from tests.eval.report_runs import make_everything, make_run
+from tests.eval.report_runs import Scripted, make_everything, make_run
 
 
 @pytest.fixture(scope="module")
@@ -169,6 +171,36 @@ def test_runs_that_cannot_be_compared_say_so(runs: Path) -> None:
     (benchmark,) = build_content(sources, "", origin, 0).benchmarks
     assert benchmark.comparisons == ()
     assert "their prompts follow llava-1.5 and lmms-eval" in benchmark.notes[0]
+
+
+def test_runs_that_a_server_scores_are_shown_and_not_compared(runs: Path, tmp_path: Path) -> None:
+    asked = [
+        {"question_id": n, "image": f"{n}.png", "text": f"q {n}?{SHORT_ANSWER}", "category": "default"}
+        for n in range(4)
+    ]
+    questions = tmp_path / "testdev.jsonl"
+    questions.write_text("".join(f"{json.dumps(row)}\n" for row in asked))
+    files = BenchmarkSettings("vqav2", questions=questions, images=Path("quiz/images"))
+    for name in ("one", "two"):
+        run(RunSettings(model=Path(name), task=files, out=runs / name), [], Scripted(["yes"] * 4, 9))
+    words = ["-o", str(tmp_path / "r.html"), "--json", str(tmp_path / "r.json"), "--no-rois"]
+    assert report(runs, *words, names=("one", "two", "vit", "ours")) == 0
+    served, scored = json.loads((tmp_path / "r.json").read_text())["benchmarks"]
+    assert served["comparisons"] == []
+    assert served["notes"] == ["one and two are not compared: no question of one and two has a score here."]
+    assert len(scored["comparisons"]) == 1
+    assert "No figures: this benchmark is scored by a server or a judge." in (tmp_path / "r.html").read_text()
+
+
+def test_other_figures_than_the_primary_one_are_no_servers(runs: Path, tmp_path: Path) -> None:
+    path = runs / "vit" / "scores.json"
+    scores = json.loads(path.read_text())
+    scores["figures"] = {"vanilla": scores["figures"]["accuracy"]}
+    path.write_text(json.dumps(scores))
+    assert report(runs, "-o", str(tmp_path / "r.html"), "--examples", "0", names=("vit",)) == 0
+    html = (tmp_path / "r.html").read_text()
+    assert "No run has the figure &#x27;accuracy&#x27;" in html
+    assert "scored by a server" not in html
 
 
 def spoil(runs: Path, how: str) -> list[str]:

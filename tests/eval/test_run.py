@@ -106,6 +106,16 @@ def test_an_interrupted_run_goes_on_without_hole_or_duplicate(settings: Callable
     assert len(provenance["earlier_starts"]) == 1
 
 
+def test_a_kill_before_the_parts_are_removed_leaves_a_whole_run(
+    settings: Callable[..., RunSettings], tmp_path: Path
+) -> None:
+    run(settings(), [], Parrot())
+    shutil.copy(settings().out / "answers.jsonl", settings().out / "answers.part-0000.jsonl")
+    run(settings(), [], Parrot(fail_after=0))
+    assert list(settings().out.glob("*.part-*")) == []
+    assert report([str(settings().out), "-o", str(tmp_path / "r.md"), "--no-rois"]) == 0
+
+
 def test_a_run_that_is_stopped_says_how_to_go_on(
     quiz: Path,
     llava_dir: Path,
@@ -264,6 +274,41 @@ def test_answers_of_other_weights_are_not_taken_for_the_models(
     assert f"holds answers of other weights than {model} has now" in capsys.readouterr().err
     shutil.rmtree(model)
     assert main([str(config)]) == 0  # what is finished can be scored without the model
+
+
+def test_answers_of_another_configuration_are_not_taken_for_the_models(
+    quiz: Path, llava_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = shutil.copytree(llava_dir, tmp_path / "model")
+    config, _ = command(quiz, model, tmp_path / "run")
+    assert main([str(config)]) == 0
+    changed = [model / "config.json", next(model.glob("*.jinja"))]
+    for path in changed:
+        path.write_text(path.read_text() + " ")
+    assert main([str(config)]) == 2
+    error = capsys.readouterr().err
+    assert f"as it was before {', '.join(sorted(path.name for path in changed))} changed" in error
+    written = json.loads((tmp_path / "run" / "config.json").read_text())
+    del written["model_files"]  # a run of before they were noted
+    (tmp_path / "run" / "config.json").write_text(json.dumps(written))
+    assert main([str(config)]) == 0
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_answers_to_questions_that_were_edited_meanwhile_are_refused(
+    finished: bool, settings: Callable[..., RunSettings], quiz: Path
+) -> None:
+    if finished:
+        run(settings(), [], Parrot())
+    else:
+        with pytest.raises(KeyboardInterrupt):
+            run(settings(), [], Parrot(fail_after=1))
+    path = quiz / "questions.json"
+    path.write_text(path.read_text().replace("is it really number 1?", "is it number one?"))
+    with pytest.raises(
+        InputError, match=r"holds an answer to 'is it really number 1\?.* where question 1 is"
+    ):
+        run(settings(), [], Parrot())
 
 
 def test_runs_of_other_prompts_are_not_compared(

@@ -55,6 +55,21 @@ def test_the_answer_of_most_people() -> None:
     assert choose_answer(("red", "blue")) == "red"
 
 
+def test_questions_about_videos_are_left_out_and_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [
+        {"question_id": n, "question": f"q {n}?", "answer": "B", "data_type": kind, "data_id": f"{n}.jpg"}
+        | {f"choice_{letter}": letter for letter in "abcd"}
+        for n, kind in enumerate(("image", "video", "image"))
+    ]
+    file, out = tmp_path / "SEED.json", tmp_path / "chat.json"
+    file.write_text(json.dumps({"questions": rows}))
+    assert main(["--task", "seedbench", "--annotations", str(file), "--out", str(out)]) == 0
+    assert [record["image"] for record in json.loads(out.read_text())] == ["0.jpg", "2.jpg"]
+    assert "1 questions without a picture are left out" in capsys.readouterr().err
+
+
 def test_what_cannot_be_learned_from_is_refused(
     questions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
