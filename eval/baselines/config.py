@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -139,6 +140,12 @@ class ParetoSettings:
             raise ValueError(f"methods must be some of {', '.join(METHODS)}; unknown: {', '.join(unknown)}")
         if not self.tokens or min(self.tokens) < 1:
             raise ValueError("tokens must be numbers of at least 1")
+        for key, values in (("methods", self.methods), ("tokens", self.tokens)):
+            twice = [str(value) for value, count in Counter(values).items() if count > 1]
+            if twice:
+                raise ValueError(f"{key} must be different ones, and {', '.join(twice)} comes more than once")
+        if self.limit is not None and self.limit < 1:
+            raise ValueError(f"limit must be at least 1, and is {self.limit}")
         if "sparseformer" in self.methods and self.encoder is None:
             raise ValueError("the method sparseformer needs an encoder directory: set encoder")
         given = self.train_files is not None and self.test_files is not None

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from bootstrap.scenes.write import write_split
@@ -20,6 +19,7 @@ from eval.baselines.config import ParetoSettings, SceneSettings
 from eval.config import BenchmarkSettings
 from eval.task import Example, Task
 from eval.tasks import load_task
+from llm_integration.generate import open_picture
 from sparse_vlm.atomic import atomic_directory
 from sparse_vlm.transform import ImageTransform
 
@@ -151,11 +151,16 @@ def load_pixels(
         quiz: Whose.
         transform: The teacher's.
         on_picture: Called after each.
+
+    Raises:
+        InputError: If a picture is missing or broken.
     """
     pixels = []
     for name in quiz.pictures:
-        with Image.open(quiz.folder / name) as picture:
-            pixels.append(transform(picture))
+        try:
+            pixels.append(transform(open_picture(quiz.folder / name)))
+        except ValueError as error:
+            raise InputError(f"A picture of {quiz.task.name} cannot be used: {error}.") from None
         on_picture()
     return torch.stack(pixels)
 

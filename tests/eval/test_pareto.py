@@ -27,7 +27,15 @@ from eval.baselines.config import (
     TrainSettings,
     load_settings,
 )
-from eval.baselines.data import Quiz, all_texts, load_quiz, load_quizzes, plan_batches, without_pictures_of
+from eval.baselines.data import (
+    Quiz,
+    all_texts,
+    load_pixels,
+    load_quiz,
+    load_quizzes,
+    plan_batches,
+    without_pictures_of,
+)
 from eval.baselines.draw import draw_pareto, spread
 from eval.baselines.points import Looker, build_reader, check_alike
 from eval.baselines.reader import collate, hash_weights
@@ -39,6 +47,7 @@ from eval.towers import METHODS, OpenedVit, build_tower
 from eval.towers.pooling import PoolingTower
 from sparse_vlm import SparseFormer
 from sparse_vlm.fingerprint import hash_tower
+from sparse_vlm.transform import ImageTransform
 from tests.eval.test_towers import clip_teacher
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -302,6 +311,10 @@ def test_settings_refuse(tmp_path: Path) -> None:
         ("training.stepps=3", "training.steps"),
         ("tokens=[0]", "at least 1"),
         ("training.seeds=[1, 1]", "different"),
+        ("tokens=[16, 9, 16]", "tokens must be different ones, and 16 comes more than once"),
+        ("methods=[pool, pool]", "methods must be different ones, and pool comes more than once"),
+        ("limit=0", "limit must be at least 1, and is 0"),
+        ("limit=-5", "limit must be at least 1, and is -5"),
     ):
         with pytest.raises(InputError, match=words):
             load_settings(file, [override])
@@ -465,6 +478,20 @@ def test_textvqa_without_its_reference_tokens_is_a_quiz(tmp_path: Path) -> None:
     file = tmp_path / "val.json"
     file.write_text(json.dumps({"data": [row]}))
     assert len(load_quiz(BenchmarkSettings("textvqa", annotations=file, images=tmp_path)).examples) == 1
+
+
+def test_a_broken_picture_is_named(settings: ParetoSettings) -> None:
+    train, _ = load_quizzes(settings)
+    path = train.folder / train.pictures[1]
+    transform = ImageTransform(clip_teacher().spec.transform)
+    whole = load_pixels(train, transform)
+    with Image.open(path) as picture:
+        assert torch.equal(whole[1], transform(picture))
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(
+        InputError, match=f"A picture of scenes cannot be used: {path} is no picture that can"
+    ):
+        load_pixels(train, transform)
 
 
 def test_picture_and_table_show_every_point() -> None:
