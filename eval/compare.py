@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from eval.answers import InputError, name_some, read_text
-from eval.intervals import bootstrap_mean, grouped_figure, mcnemar_exact
-from sparse_vlm.atomic import write_atomic
+from eval.intervals import bootstrap_groups, bootstrap_mean, mcnemar_exact
+from eval.outputs import check_output, write_output
 
 SCORES = "scores.json"
+QUESTIONS = "question_hashes"
+"""In it, by key, what tells whether two runs were asked the same; not in those of earlier versions."""
 
 
 @dataclass(frozen=True)
@@ -84,10 +86,11 @@ def compare_groups(first: Sequence[float], second: Sequence[float], groups: Sequ
     """
     n = len(groups)
     gains = [after - before for before, after in zip(first, second, strict=True)]
-    made = grouped_figure(gains, groups)
+    low, high = bootstrap_groups(gains, groups)
     means = (100 * float(sum(first)) / n, 100 * float(sum(second)) / n)
+    difference = 100 * float(sum(gains)) / n
     # McNemar's test takes questions for independent, which these are not.
-    return Comparison(n, *means, made.value, made.low, made.high, None, None, None, dropped=0)
+    return Comparison(n, *means, difference, 100 * low, 100 * high, None, None, None, dropped=0)
 
 
 def compare_scores(first: Mapping[str, float], second: Mapping[str, float]) -> Comparison:
@@ -125,6 +128,14 @@ def compare_scores(first: Mapping[str, float], second: Mapping[str, float]) -> C
     )
 
 
+def list_other_questions(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
+    """Keys under which two runs' scores know different questions; none of scores that do not tell."""
+    first, second = (run.get(QUESTIONS) for run in (a, b))
+    if not isinstance(first, dict) or not isinstance(second, dict):
+        return []
+    return [key.replace("\n", " ") for key, known in first.items() if second.get(key, known) != known]
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
     parser = argparse.ArgumentParser(prog="python -m eval.compare", description=__doc__.split("\n")[0])
@@ -136,10 +147,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
     try:
+        check_output(options.json, "--json")
         a, b = load_run(options.run_a), load_run(options.run_b)
         for field in ("task", "scorer"):
             if a.get(field) != b.get(field):
                 raise InputError(f"The runs differ in {field}: {a.get(field)!r} and {b.get(field)!r}.")
+        other = list_other_questions(a, b)
+        if other:
+            raise InputError(
+                f"{len(other)} questions of the same keys are others in the two runs, or have other gold "
+                f"answers ({name_some(other)}); eval.rescore scores the answers of both by the same files."
+            )
         protocols = [run.get("protocol") for run in (a, b)]
         if None not in protocols and protocols[0] != protocols[1]:  # rescored answers do not tell theirs
             raise InputError(
@@ -152,13 +170,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 f"{made.dropped} questions were answered by one of the runs only; "
                 "pass --allow-missing to compare the other ones."
             )
+        names = [f"{path}{_floor(run)}" for path, run in ((options.run_a, a), (options.run_b, b))]
+        print(format_comparison(made, a.get("task", ""), *names))
+        if options.json is not None:
+            write_output(options.json, json.dumps(asdict(made), indent=1), "--json")
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    names = [f"{path}{_floor(run)}" for path, run in ((options.run_a, a), (options.run_b, b))]
-    print(format_comparison(made, a.get("task", ""), *names))
-    if options.json is not None:
-        write_atomic(options.json, json.dumps(asdict(made), indent=1).encode())
     return 0
 
 

@@ -13,13 +13,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from eval.answers import InputError
+from eval.answers import InputError, read_text
 from eval.costs.clock import Measured, measure
 from eval.costs.count import Counts, count_costs
 from eval.costs.options import DTYPES, add_cost_options
 from eval.costs.shapes import Subject, build_subject, label_subjects
+from eval.device import choose_device
+from eval.outputs import check_output, write_output
 from eval.provenance import describe_origin
-from sparse_vlm.atomic import write_atomic
 
 _CLOCKS = ("see", "first_token", "decode")
 _TOWER_CLOCKS = ("see",)
@@ -31,18 +32,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     options = _parser().parse_args(words)
     try:
+        check_output(options.json, "--json")
+        if not options.count_only:
+            options.device = str(choose_device(options.device, "--device "))
         report = run(options)
+        settings = {key: str(value) for key, value in vars(options).items() if key != "json"}
+        device = None if options.count_only else options.device
+        report["provenance"] = describe_origin("eval.cost", words, settings, device)
+        print(format_counts(report))
+        if report["measured"]:
+            print("\n" + format_measured(report))
+        if options.json is not None:
+            append_record(options.json, report)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    settings = {key: str(value) for key, value in vars(options).items() if key != "json"}
-    device = None if options.count_only else options.device
-    report["provenance"] = describe_origin("eval.cost", words, settings, device)
-    print(format_counts(report))
-    if report["measured"]:
-        print("\n" + format_measured(report))
-    if options.json is not None:
-        append_record(options.json, report)
     return 0
 
 
@@ -150,11 +154,15 @@ def format_measured(report: dict[str, Any]) -> str:
 
 
 def append_record(path: Path, record: dict[str, Any]) -> None:
-    """Adds a line to a file of JSON lines, in one step."""
-    before = path.read_text(encoding="utf-8") if path.is_file() else ""
+    """Adds a line to a file of JSON lines, in one step.
+
+    Raises:
+        InputError: If it cannot be written.
+    """
+    before = read_text(path) if path.is_file() else ""
     if before and not before.endswith("\n"):
         before += "\n"
-    write_atomic(path, before + json.dumps(record) + "\n")
+    write_output(path, before + json.dumps(record) + "\n", "--json")
 
 
 if __name__ == "__main__":

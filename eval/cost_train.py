@@ -17,6 +17,8 @@ from eval.cost import append_record
 from eval.costs.options import DTYPES, add_cost_options
 from eval.costs.shapes import build_subject, label_subjects
 from eval.costs.train_step import measure_steps
+from eval.device import choose_device
+from eval.outputs import check_output
 from eval.provenance import describe_origin
 
 STAGES = ("align", "lora", "tune")
@@ -34,15 +36,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--checkpointing", action="store_true", help="recompute activations")
     options = parser.parse_args(words)
     try:
+        check_output(options.json, "--json")
+        options.device = str(choose_device(options.device, "--device "))
         report = run(options)
+        settings = {key: str(value) for key, value in vars(options).items() if key != "json"}
+        report["provenance"] = describe_origin("eval.cost_train", words, settings, options.device)
+        print(format_steps(report))
+        if options.json is not None:
+            append_record(options.json, report)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    settings = {key: str(value) for key, value in vars(options).items() if key != "json"}
-    report["provenance"] = describe_origin("eval.cost_train", words, settings, options.device)
-    print(format_steps(report))
-    if options.json is not None:
-        append_record(options.json, report)
     return 0
 
 

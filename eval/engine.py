@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
 from PIL import Image
 from tqdm import tqdm
 
@@ -302,16 +301,3 @@ def _read_lines(path: Path) -> Iterator[dict[str, Any]]:
     for line in read_text(path).split("\n"):
         if line:
             yield json.loads(line)
-
-
-def choose_device(name: str) -> torch.device:
-    """The device of this process.
-
-    Raises:
-        InputError: If a GPU is asked for and none is there.
-    """
-    if name == "auto":
-        name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise InputError(f"device={name}, but PyTorch sees no GPU here; use device=cpu or device=auto.")
-    return torch.device(name)

@@ -22,7 +22,7 @@ class Figure:
         n: How many independent units it is computed over.
         low: Lower end of its 95 % interval.
         high: Upper end.
-        method: "wilson" or "bootstrap".
+        method: "wilson" or "bootstrap", perhaps "over pictures".
         unit: "%" or "points".
         protocol: The scoring rule, where a task has several.
         detail: True for a breakdown that the printed table leaves to the JSON file.
@@ -54,19 +54,40 @@ def accuracy_figure(scores: Sequence[float], protocol: str = "", detail: bool = 
 def grouped_figure(scores: Sequence[float], groups: Sequence[int], protocol: str = "") -> Figure:
     """Mean score in percent of questions that come in groups; the bootstrap draws groups.
 
+    Groups of one question each are questions. Where all are right, or all wrong, the bootstrap would have
+    no width: the interval is Wilson's then, as of one answer a group.
+
     Args:
         scores: One a question.
         groups: The group of each, such as the picture that a caption is of.
         protocol: Printed beside the figure.
+    """
+    count = len(set(groups))
+    if count == len(groups):
+        return accuracy_figure(scores, protocol)
+    value = 100 * float(sum(scores)) / len(scores)
+    if set(scores) in ({0}, {1}):
+        low, high = wilson_interval(count if scores[0] else 0, count)
+        method = "wilson over pictures"
+    else:
+        low, high = bootstrap_groups(scores, groups)
+        method = "bootstrap over pictures"
+    return Figure(value, len(scores), 100 * low, 100 * high, method, protocol=protocol)
+
+
+def bootstrap_groups(scores: Sequence[float], groups: Sequence[int]) -> tuple[float, float]:
+    """Percentile interval of the mean of scores that come in groups, which are drawn whole.
+
+    Args:
+        scores: One a question.
+        groups: The group of each.
     """
     place = {group: row for row, group in enumerate(dict.fromkeys(groups))}
     rows = np.fromiter((place[group] for group in groups), dtype=np.int64, count=len(groups))
     sums = np.bincount(rows, weights=np.asarray(scores, dtype=np.float64))
     # Groups of one size and one sum are alike, so that the work does not grow with their number.
     kinds, counts = np.unique(np.stack([sums, np.bincount(rows)], axis=1), axis=0, return_counts=True)
-    low, high = bootstrap_counts(counts.tolist(), lambda drawn: (drawn @ kinds[:, 0]) / (drawn @ kinds[:, 1]))
-    value = 100 * float(sum(scores)) / len(scores)
-    return Figure(value, len(scores), 100 * low, 100 * high, "bootstrap over pictures", protocol=protocol)
+    return bootstrap_counts(counts.tolist(), lambda drawn: (drawn @ kinds[:, 0]) / (drawn @ kinds[:, 1]))
 
 
 def wilson_interval(right: int, n: int) -> tuple[float, float]:

@@ -18,6 +18,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from eval.answers import InputError
+from eval.outputs import check_output, write_output
 from eval.provenance import describe_origin
 from eval.reports.content import Content, build_content, to_values
 from eval.reports.examples import load_settings_of
@@ -25,7 +26,6 @@ from eval.reports.eyes import Eyes, load_eyes
 from eval.reports.inputs import read_sources
 from eval.reports.markdown import build_markdown
 from eval.reports.page import build_page
-from sparse_vlm.atomic import write_atomic
 
 _FORMS = {".html": "HTML", ".md": "Markdown", ".json": "JSON"}
 
@@ -83,8 +83,7 @@ def list_outputs(output: Path, markdown: Path | None = None, values: Path | None
     for path, form in named:
         if path in outputs:
             raise InputError(f"{path} is named twice.")
-        if path.is_dir():
-            raise InputError(f"{path} is a folder; name a file.")
+        check_output(path, "The report")
         outputs[path] = form
     return outputs
 
@@ -113,7 +112,7 @@ def make_report(
         }
         made = {path: makers[form]() for path, form in outputs.items()}
     for path, text in made.items():
-        write_atomic(path, text)
+        write_output(path, text, "The report")
     return {path: len(text.encode()) for path, text in made.items()}
 
 

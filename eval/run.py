@@ -22,13 +22,13 @@ import torch.distributed as dist
 from eval.answers import InputError, name_some, read_text
 from eval.compare import SCORES
 from eval.config import FILES, WEIGHTS, RunSettings, load_settings
+from eval.device import choose_device
 from eval.engine import (
     SKIPPED,
     AnswerStore,
     Model,
     ask_all,
     build_asks,
-    choose_device,
     count_visual_tokens,
     match_own,
 )

@@ -18,6 +18,8 @@ import torch
 
 from eval.answers import InputError
 from eval.cost import append_record
+from eval.device import choose_device
+from eval.outputs import check_output
 from eval.provenance import describe_origin
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -56,13 +58,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         report["bench"] = options.command
         report["load_average"] = os.getloadavg()[0]
         report["provenance"] = describe_origin("eval.bench", words, settings, options.device)
+        print(command.show(report))
+        append_record(options.json, report)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     finally:
         torch.set_num_threads(before)
-    print(command.show(report))
-    append_record(options.json, report)
     print(f"\n{report['provenance']['device']}; load average {report['load_average']:.1f}; {options.json}")
     return 0
 
@@ -70,8 +72,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _check(options: argparse.Namespace) -> None:
     if options.rounds < 1 or (options.threads is not None and options.threads < 1):
         raise InputError("--rounds and --threads must be at least 1.")
-    if options.device.startswith("cuda") and not torch.cuda.is_available():
-        raise InputError(f"--device {options.device}, but PyTorch sees no GPU here: use --device cpu.")
+    options.device = str(choose_device(options.device, "--device "))
+    check_output(options.json, "--json")
     options.torch_dtype = _DTYPES[options.dtype]
 
 

@@ -90,7 +90,7 @@ def summarise(values: Sequence[float]) -> Timing:
 def wait(device: str) -> None:
     """Until the device has nothing left to do."""
     if device.startswith("cuda"):
-        torch.cuda.synchronize()
+        torch.cuda.synchronize(device)
 
 
 @torch.inference_mode()

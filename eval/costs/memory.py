@@ -26,12 +26,12 @@ def measure_growth(work: Callable[[], Any], device: str) -> int:
         device: Where its tensors are.
     """
     if device.startswith("cuda"):
-        torch.cuda.synchronize()
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
+        torch.cuda.synchronize(device)
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
         work()
-        torch.cuda.synchronize()
-        return torch.cuda.max_memory_allocated() - before
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device) - before
     record = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
     with _silence():
         record.start()

@@ -95,7 +95,7 @@ def measure_steps(
         step, peak = None, None
         if fits:
             work = _build_step(subject, model, optimiser, batch, words, answer, device, dtype)
-            step, peak = _time(work, rounds, device)
+            step, peak = time_steps(work, rounds, device)
         made.append(StepCost(stage, batch, length, trained, step, peak))
         _free(model, device)
     return made
@@ -127,15 +127,16 @@ def _build_step(
     return step
 
 
-def _time(work: Callable[[], None], rounds: int, device: str) -> tuple[Timing | None, int | None]:
+def time_steps(work: Callable[[], None], rounds: int, device: str) -> tuple[Timing | None, int | None]:
+    """Seconds of a step, and the most memory on a GPU; None where memory did not suffice."""
     cuda = device.startswith("cuda")
     try:
         if cuda:
-            torch.cuda.reset_peak_memory_stats()
+            torch.cuda.reset_peak_memory_stats(device)
         timing = take_turns({"step": work}, rounds, device)["step"]
     except torch.cuda.OutOfMemoryError:
         return None, None
-    return timing, int(torch.cuda.max_memory_allocated()) if cuda else None
+    return timing, int(torch.cuda.max_memory_allocated(device)) if cuda else None
 
 
 def _free(model: Any, device: str) -> None:

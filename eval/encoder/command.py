@@ -16,12 +16,13 @@ from torch import Tensor
 from bootstrap.teacher import Teacher
 from eval.answers import InputError, name_some
 from eval.compare import Comparison, compare_groups, compare_scores
+from eval.device import choose_device
 from eval.encoder.features import Features, extract
 from eval.encoder.looks import Look, load_encoder_look, load_teacher_look
 from eval.encoder.pictures import Pictures
 from eval.intervals import Figure, accuracy_figure, grouped_figure
+from eval.outputs import check_output, write_output
 from eval.provenance import describe_origin
-from sparse_vlm.atomic import write_atomic
 
 
 def positive(text: str) -> int:
@@ -132,18 +133,20 @@ class Sheet:
             groups: For figures whose questions are not independent, the group of each: intervals and
                 comparisons are then over groups.
         """
+        # Where every question is a group, they are independent.
+        grouped = {name: part for name, part in (groups or {}).items() if len(set(part)) < len(part)}
         for look, by_name in hits.items():
             made = self.figures.setdefault(look, {})
             for name, scores in by_name.items():
-                if groups and name in groups:
-                    made[name] = grouped_figure(scores, groups[name], self.protocol)
+                if name in grouped:
+                    made[name] = grouped_figure(scores, grouped[name], self.protocol)
                 else:
                     made[name] = accuracy_figure(scores, self.protocol)
         if {"teacher", "encoder"} <= hits.keys():
             for name, scores in hits["teacher"].items():
                 theirs = hits["encoder"][name]
-                if groups and name in groups:
-                    self.differences[name] = compare_groups(scores, theirs, groups[name])
+                if name in grouped:
+                    self.differences[name] = compare_groups(scores, theirs, grouped[name])
                 else:
                     both = ({str(row): score for row, score in enumerate(part)} for part in (scores, theirs))
                     self.differences[name] = compare_scores(*both)
@@ -180,17 +183,19 @@ def run_command(
     words = list(sys.argv[1:] if arguments is None else arguments)
     options = parser.parse_args(words)
     try:
+        options.device = str(choose_device(options.device, "--device "))
+        check_output(options.json, "--json")
         sheet = work(options)
+        print(sheet.format())
+        if options.json is not None:
+            settings = {key: str(value) for key, value in vars(options).items() if key != "json"}
+            content = {
+                "command": name,
+                **dataclasses.asdict(sheet),
+                "provenance": describe_origin(f"eval.{name}", words, settings, options.device),
+            }
+            write_output(options.json, json.dumps(content, indent=1, ensure_ascii=False), "--json")
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(sheet.format())
-    if options.json is not None:
-        settings = {key: str(value) for key, value in vars(options).items() if key != "json"}
-        content = {
-            "command": name,
-            **dataclasses.asdict(sheet),
-            "provenance": describe_origin(f"eval.{name}", words, settings, options.device),
-        }
-        write_atomic(options.json, json.dumps(content, indent=1, ensure_ascii=False))
     return 0

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from eval.answers import AnswerRecord, InputError, name_some, read_json_or_lines, read_text
-from eval.intervals import RESAMPLES, SEED, Figure, accuracy_figure, percentile_interval
+from eval.intervals import RESAMPLES, SEED, Figure, accuracy_figure, percentile_interval, wilson_interval
 from eval.metrics.yes_no import read_mme
 from eval.questions import LLAVA_ROW, bare_question, is_llava_file, need, required
 from eval.shapes import identifier, text
@@ -84,10 +84,8 @@ class Mme(Task):
             figures[f"{category}/accuracy_plus"] = plus
             values[category] = (accuracy.value + plus.value, len(group))
             drawn[category] = _resample(whole, len(drawn))
-            low, high = percentile_interval(drawn[category])
-            figures[category] = Figure(
-                values[category][0], len(group), low, high, "bootstrap over pictures", "points", self.scorer
-            )
+            points, n = values[category]
+            figures[category] = Figure(points, n, *_interval(whole, drawn[category]), "points", self.scorer)
         for name, members in (("perception", PERCEPTION), ("cognition", COGNITION)):
             there = [c for c in members if c in values]
             if there:
@@ -119,6 +117,15 @@ def _resample(right_of_two: Sequence[float], stream: int) -> np.ndarray:
     rng = np.random.default_rng([SEED, stream])  # subtasks are independent of each other
     draws = rng.multinomial(n, counts / n, size=RESAMPLES)
     return 100 * (draws @ np.array([0, 0.5, 1]) + draws[:, 2]) / n
+
+
+def _interval(right_of_two: Sequence[float], drawn: np.ndarray) -> tuple[float, float, str]:
+    """Interval and method of a subtask's points; the bootstrap has no width where all pictures are alike."""
+    n = len(right_of_two)
+    if set(right_of_two) in ({0}, {2}):
+        low, high = wilson_interval(n if right_of_two[0] else 0, n)
+        return 200 * low, 200 * high, "wilson over pictures"
+    return *percentile_interval(drawn), "bootstrap over pictures"
 
 
 def _load_folder(folder: Path) -> list[tuple[str, str, str, str]]:

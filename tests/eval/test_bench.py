@@ -107,6 +107,13 @@ def test_a_flag_that_a_command_does_not_read_is_refused(
     assert "unrecognized arguments: --" in capsys.readouterr().err
 
 
+def test_a_record_that_cannot_be_written_is_said_before_the_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["encoder", "--json", str(tmp_path)]) == 2
+    assert f"error: --json {tmp_path} is a folder; name a file." in capsys.readouterr().err
+
+
 def test_without_a_gpu_the_gpu_benchmark_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["encoder", "--device", "cuda", "--json", str(tmp_path / "none.jsonl")]) == 2
     assert "PyTorch sees no GPU here" in capsys.readouterr().err

@@ -11,8 +11,10 @@ import pytest
 import torch
 
 from bootstrap.cost import count_gmacs
+from eval.answers import InputError
 from eval.cost import append_record, main
-from eval.costs.clock import measure, summarise, take_turns
+from eval.cost_train import main as main_train
+from eval.costs.clock import measure, summarise, take_turns, wait
 from eval.costs.count import (
     cache_bytes,
     count_costs,
@@ -23,6 +25,8 @@ from eval.costs.count import (
 )
 from eval.costs.memory import measure_growth
 from eval.costs.shapes import build_subject, label_subjects, list_llms, list_towers
+from eval.costs.train_step import time_steps
+from eval.device import choose_device
 from sparse_vlm import SparseFormerConfig, TransformConfig, build_encoder
 
 PUBLISHED = {  # GMACs and millions of parameters, as computed from the published architectures
@@ -205,6 +209,44 @@ def test_pictures_that_are_no_squares_are_counted_at_their_size(
     by_itself = count_gmacs(encoder, (32, 96))
     assert count_costs(subject, 8).tower_gmacs == pytest.approx(by_itself, rel=1e-3)  # less the head
     assert by_itself > 1.5 * count_gmacs(encoder, (32, 32))
+
+
+@pytest.mark.parametrize("command", [main, main_train])
+def test_what_cannot_be_is_said_before_the_work(command: Any, tmp_path: Path, capsys: Any) -> None:
+    words = ["--model", "sf_b_49", "--llm", "tiny"]
+    cases = [(["--json", str(tmp_path)], f"--json {tmp_path} is a folder; name a file.")]
+    cases += [(["--device", "meta"], "--device meta computes nothing here")]
+    if not torch.cuda.is_available():
+        cases += [(["--device", "cuda:0"], "--device cuda:0, but PyTorch sees no GPU here; use --device cpu")]
+    for more, said in cases:
+        assert command([*words, *more]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith(f"error: {said}")
+        assert error.count("\n") == 1
+
+
+def test_a_gpu_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert choose_device("cuda:1") == torch.device("cuda:1")
+    with pytest.raises(InputError, match=r"device=cuda:2, but PyTorch sees 2 GPU\(s\) here"):
+        choose_device("cuda:2")
+
+
+def test_a_second_gpu_is_waited_for_and_weighed_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[object] = []
+    for name in ("synchronize", "memory_allocated", "reset_peak_memory_stats", "max_memory_allocated"):
+
+        def note(device: object = None) -> int:
+            asked.append(device)
+            return 0
+
+        monkeypatch.setattr(torch.cuda, name, note)
+    wait("cuda:1")
+    measure_growth(lambda: None, "cuda:1")
+    time_steps(lambda: None, 1, "cuda:1")
+    assert len(asked) >= 8
+    assert set(asked) == {"cuda:1"}
 
 
 def test_unknown_names_are_refused(capsys: pytest.CaptureFixture[str]) -> None:

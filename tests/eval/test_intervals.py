@@ -7,7 +7,8 @@ from math import comb
 import numpy as np
 import pytest
 
-from eval.intervals import accuracy_figure, bootstrap_mean, mcnemar_exact, wilson_interval
+from eval.compare import compare_groups
+from eval.intervals import accuracy_figure, bootstrap_mean, grouped_figure, mcnemar_exact, wilson_interval
 
 
 def test_wilson_interval_of_a_textbook_case() -> None:
@@ -31,6 +32,22 @@ def test_accuracy_chooses_its_interval_by_the_scores() -> None:
     assert accuracy_figure([0.0, 1.0, 1.0]).value == pytest.approx(200 / 3)
     with pytest.raises(ValueError, match="at least one"):
         accuracy_figure([])
+
+
+def test_groups_of_one_question_are_questions() -> None:
+    assert grouped_figure([1, 1, 0], [5, 6, 7], "rule") == accuracy_figure([1, 1, 0], "rule")
+
+
+@pytest.mark.parametrize("right", [0, 1])
+def test_groups_that_are_all_right_or_all_wrong_are_no_certainty(right: int) -> None:
+    made = grouped_figure([right] * 40, [n // 2 for n in range(40)])
+    low, high = wilson_interval(20 * right, 20)
+    assert (made.value, made.n, made.method) == (100 * right, 40, "wilson over pictures")
+    assert (made.low, made.high) == (100 * low, 100 * high)
+    assert made.high - made.low > 15
+    # No difference between two runs is another thing.
+    same = compare_groups([right] * 40, [right] * 40, [n // 2 for n in range(40)])
+    assert (same.low, same.difference, same.high) == (0, 0, 0)
 
 
 @pytest.mark.parametrize(("b", "c"), [(0, 0), (1, 9), (9, 1), (5, 5), (3, 17)])

@@ -1,0 +1,52 @@
+"""Files that a command writes in the end: seen to be writable before the work, and said in one sentence."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from eval.answers import InputError
+from sparse_vlm.atomic import write_atomic
+
+
+def check_output(path: Path | None, option: str) -> None:
+    """Sees that a file can be written, without leaving anything behind.
+
+    Args:
+        path: The file; None is not asked for.
+        option: How the caller names it, for messages.
+
+    Raises:
+        InputError: If it is a folder, or its folder cannot be made or written to.
+    """
+    if path is None:
+        return
+    if path.is_dir():
+        raise InputError(f"{option} {path} is a folder; name a file.")
+    folder = path.resolve().parent
+    while not folder.exists():
+        folder = folder.parent
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise InputError(
+            f"{option} {path} cannot be written, as nothing can be written to {folder} ({error.strerror})."
+        ) from None
+
+
+def write_output(path: Path, content: bytes | str, option: str) -> None:
+    """Writes a file whole or not at all.
+
+    Args:
+        path: The file.
+        content: Of it.
+        option: How the caller names it, for messages.
+
+    Raises:
+        InputError: If it cannot be written.
+    """
+    try:
+        write_atomic(path, content)
+    except OSError as error:
+        raise InputError(f"{option} {path} cannot be written: {error.strerror or error}.") from None
