@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +28,8 @@ class Look:
         tokens: Of a picture, class token included.
         prepare: Picture to pixels (3, H, W).
         embed: Pixels (B, 3, H, W) to embeddings (B, E), fp32.
-        stamp: Hash of weights, transform and token count.
+        stamp: Hash of the weights, and everything else that an embedding depends on: architecture, transform,
+            token count.
     """
 
     name: str
@@ -54,7 +57,8 @@ def load_encoder_look(directory: Path, num_tokens: int | None = None, device: st
         return encoder(pixels.to(device), num_tokens).pooled.float().cpu()
 
     tokens = num_tokens or encoder.num_tokens
-    stamp = f"{hash_tensors(encoder.state_dict())}/{encoder.transform.config}/{tokens}"
+    config = json.dumps(encoder.config.to_dict(), sort_keys=True)
+    stamp = f"{hash_tensors(encoder.state_dict())}/{config}/{encoder.transform.config}/{tokens}"
     return Look(str(directory), tokens, encoder.transform, embed, stamp)
 
 
@@ -78,5 +82,6 @@ def load_teacher_look(name: str, weights: str | None = None, device: str = "cpu"
 
     spec = teacher.spec
     tokens = spec.grid[0] * spec.grid[1] + spec.num_prefix
-    stamp = f"{hash_tensors(teacher.vision_state_dict())}/{spec.transform}"
+    # Activation, heads, pooling and epsilon are in no weight.
+    stamp = f"{hash_tensors(teacher.vision_state_dict())}/{dataclasses.replace(spec, name='')}"
     return Look(name, tokens, ImageTransform(spec.transform), embed, stamp), teacher

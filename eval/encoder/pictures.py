@@ -69,7 +69,7 @@ def load_pictures(source: Path, labels: Path | None = None) -> Pictures:
 
     Args:
         source: A folder of class folders; a folder of pictures named like `207_golden_retriever.jpg`; or any
-            folder of pictures, with `labels`.
+            folder of pictures, with `labels`. Hidden files and folders are left out.
         labels: JSON of file names and class indices, or with these under "labels" and names under "classes".
 
     Raises:
@@ -77,12 +77,21 @@ def load_pictures(source: Path, labels: Path | None = None) -> Pictures:
     """
     if not source.is_dir():
         raise InputError(f"There is no folder of pictures {source}.")
-    files = sorted(path for path in source.rglob("*") if path.suffix.lower() in EXTENSIONS and path.is_file())
+    files = sorted(
+        path
+        for path in source.rglob("*")
+        if path.suffix.lower() in EXTENSIONS and not _is_hidden(path.relative_to(source)) and path.is_file()
+    )
     if not files:
         raise InputError(f"{source} holds no pictures ({', '.join(EXTENSIONS)}).")
     names = tuple(path.relative_to(source).as_posix() for path in files)
     known, classes = _own_labels(names) if labels is None else _read_labels(labels, source, names)
     return Pictures(str(source), names, reader_of(files), known, classes, stamp_of(files))
+
+
+def _is_hidden(path: Path) -> bool:
+    """Whether a file is no picture of the folder's own: previews, thumbnails, bins, leavings of archives."""
+    return any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
 
 
 def reader_of(files: Sequence[Path]) -> Callable[[int], Image.Image]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import unicodedata
 from collections import Counter
 from pathlib import Path
@@ -20,12 +21,14 @@ from safetensors.torch import load_file
 
 from bootstrap.scenes.__main__ import main as write_scenes
 from bootstrap.teacher import Teacher
+from eval.agreement import find_own
 from eval.agreement import main as agreement
 from eval.answers import InputError
 from eval.encoder import looks
 from eval.encoder.captions import load_captioned
 from eval.encoder.classes import classes_of, label_map, load_classes, template_set
 from eval.encoder.classify import build_classifier, rank_classes, score_ranks
+from eval.encoder.command import Sheet
 from eval.encoder.features import extract
 from eval.encoder.looks import load_encoder_look, load_teacher_look
 from eval.encoder.neighbours import vote
@@ -34,6 +37,7 @@ from eval.encoder.pictures import load_pictures
 from eval.encoder.probe import fit_probe
 from eval.encoder.recall import recall
 from eval.encoder.sources import open_pictures
+from eval.intervals import accuracy_figure
 from eval.knn import main as knn
 from eval.probe import main as probe
 from eval.retrieval import main as retrieval
@@ -484,6 +488,14 @@ def test_accents_match_however_they_are_written(tmp_path: Path) -> None:
     assert label_map(made, load_classes(str(file)))[0] == [1, 2, 0]
 
 
+def test_hidden_files_and_folders_are_no_pictures(tmp_path: Path) -> None:
+    root = in_folders(tmp_path / ".p", "ant", "bee", ".ipynb_checkpoints", "__MACOSX", "ant/.thumbs")
+    (root / "ant" / "._a.png").write_bytes(b"of an archive")
+    made = load_pictures(root)
+    assert made.names == ("ant/a.png", "bee/a.png")
+    assert made.classes == ("ant", "bee")
+
+
 def test_labels_of_a_file_are_checked(tmp_path: Path) -> None:
     Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
     file = tmp_path / "labels.json"
@@ -554,6 +566,69 @@ def test_errors_are_one_sentence(scenes: Path, student: Path, tmp_path: Path, ca
         error = capsys.readouterr().err
         assert said in error
         assert "Traceback" not in error
+
+
+def test_the_cache_knows_the_architecture(tmp_path: Path, student: Path, scenes: Path) -> None:
+    """Activation and heads are in no weight."""
+    pictures = load_pictures(scenes / "heldout" / "images").at(range(3))
+    kept = tmp_path / "kept"
+    encoder, teacher = tmp_path / "encoder", tmp_path / "teacher"
+    shutil.copytree(student, encoder)
+    shutil.copytree(TEACHER, teacher)
+    before = extract(load_encoder_look(encoder), pictures, cache=kept).values
+    config = json.loads((encoder / "config.json").read_text())
+    config["architecture"]["heads"] = 4
+    (encoder / "config.json").write_text(json.dumps(config))
+    other = load_encoder_look(encoder)
+    assert not torch.equal(extract(other, pictures, cache=kept).values, before)
+    assert load_encoder_look(student).stamp != other.stamp
+
+    pytest.importorskip("open_clip")
+    before = extract(load_teacher_look(str(teacher))[0], pictures, cache=kept).values
+    assert torch.equal(extract(load_teacher_look(str(TEACHER))[0], pictures, cache=kept).values, before)
+    file = teacher / "open_clip_config.json"
+    config = json.loads(file.read_text())
+    config["model_cfg"]["quick_gelu"] = not config["model_cfg"].get("quick_gelu", False)
+    file.write_text(json.dumps(config))
+    look = load_teacher_look(str(teacher))[0]
+    assert not torch.equal(extract(look, pictures, cache=kept).values, before)
+    assert len(list(kept.iterdir())) == 4
+
+
+def test_a_copy_of_a_picture_is_the_same_picture() -> None:
+    generator = torch.Generator().manual_seed(0)
+    some = F.normalize(torch.randn(6, 16, generator=generator), dim=-1)
+    theirs = torch.cat([some, some * (1 + 1e-7)])
+    assert find_own(theirs @ theirs.T) == [1] * 12
+    ours = theirs.clone()
+    ours[2] = some[3]
+    assert find_own(ours @ theirs.T) == [int(row != 2) for row in range(12)]
+
+
+@pytest.mark.parametrize("command", [zeroshot, knn, probe, retrieval, agreement])
+def test_what_cannot_be_is_said_before_the_work(command: Any, tmp_path: Path, capsys: Any) -> None:
+    words = ["--teacher", "nobody"]
+    words += {
+        zeroshot: ["--pictures", "p"], agreement: ["--pictures", "p"],
+        retrieval: ["--annotations", "a", "--images", "p"],
+    }.get(command, ["--train", "p", "--test", "q"])  # fmt: skip
+    cases = [(["--json", str(tmp_path)], f"--json {tmp_path} is a folder; name a file.")]
+    cases += [(["--device", "gpu"], "--device gpu is no device; use --device cpu, cuda")]
+    if not torch.cuda.is_available():
+        cases += [(["--device", "cuda"], "--device cuda, but PyTorch sees no GPU here; use --device cpu")]
+    for more, said in cases:
+        assert command([*words, *more]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith(f"error: {said}")
+        assert error.count("\n") == 1
+
+
+def test_captions_that_are_one_a_picture_are_questions(tmp_path: Path) -> None:
+    sheet = Sheet("protocol")
+    hits = {look: {"text_to_image@1": [1, 1, 0]} for look in ("teacher", "encoder")}
+    sheet.add(hits, {"text_to_image@1": [0, 1, 2]})
+    assert sheet.figures["teacher"]["text_to_image@1"] == accuracy_figure([1, 1, 0], "protocol")
+    assert sheet.differences["text_to_image@1"].p == 1.0
 
 
 def test_imagenets_names_and_templates() -> None:
