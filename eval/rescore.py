@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from eval.answers import InputError, Matched, load_answers, match_answers, name_some
+from eval.compare import QUESTIONS
 from eval.intervals import SEED, Figure
+from eval.outputs import check_output, write_output
 from eval.provenance import describe_origin
-from eval.task import Example, Judgement, Task
+from eval.task import Example, Judgement, Task, hash_question
 from eval.tasks import list_tasks, load_task
-from sparse_vlm.atomic import write_atomic
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,6 +180,7 @@ def to_json(outcome: Rescored, files: dict[str, str | None]) -> dict[str, Any]:
             for name, figure in outcome.figures.items()
         },
         "units": outcome.task.units(outcome.judgements),
+        QUESTIONS: {e.key: hash_question(e) for e in outcome.examples if e.question},
     }
 
 
@@ -203,6 +205,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     options = parser.parse_args(words)
     try:
+        check_output(options.json, "--json")
+        check_output(options.submission, "--submission")
         task = load_task(options.task)
         # A submission needs no gold answers, and a graded benchmark has no figures.
         outcome = rescore(
@@ -219,25 +223,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 "Pass --submission FILE to write the file for its server or judge."
             )
         if options.submission is not None:
-            made = task.submission(outcome.examples, outcome.matched.answers)
+            matched = outcome.matched
+            made = task.submission(outcome.examples, matched.answers, matched.as_written)
             if made is None:
                 raise InputError(f"{task.name} has no submission format.")
             suffix, content = made
             if options.submission.suffix != suffix:
                 raise InputError(f"{task.name}'s submission is a {suffix} file; {options.submission} is not.")
-            write_atomic(options.submission, content)
+            write_output(options.submission, content, "--submission")
+        print(f"{task.name}: {options.answers}")
+        print(format_report(outcome))
+        if options.json is not None:
+            names = ("questions", "annotations", "answers")
+            files = {name: str(path) if (path := getattr(options, name)) else None for name in names}
+            settings = {key: str(value) for key, value in vars(options).items() if key != "json"}
+            origin = describe_origin("eval.rescore", words, settings)
+            record = {**to_json(outcome, files), "provenance": origin}
+            write_output(options.json, json.dumps(record, indent=1, ensure_ascii=False), "--json")
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(f"{task.name}: {options.answers}")
-    print(format_report(outcome))
-    if options.json is not None:
-        names = ("questions", "annotations", "answers")
-        files = {name: str(path) if (path := getattr(options, name)) else None for name in names}
-        settings = {key: str(value) for key, value in vars(options).items() if key != "json"}
-        origin = describe_origin("eval.rescore", words, settings)
-        record = {**to_json(outcome, files), "provenance": origin}
-        write_atomic(options.json, json.dumps(record, indent=1, ensure_ascii=False))
     return 0
 
 

@@ -232,7 +232,7 @@ def _write_scores(
         "provenance": _read_origin(settings, words, device),
     }
     write_atomic(settings.out / SCORES, json.dumps(content, indent=1, ensure_ascii=False))
-    made = task.submission(outcome.examples, outcome.matched.answers)
+    made = task.submission(outcome.examples, outcome.matched.answers, outcome.matched.as_written)
     if made is not None:
         suffix, submission = made
         write_atomic(settings.out / f"submission{suffix}", submission)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -69,6 +71,12 @@ class Judgement:
     parsed: str
     category: str = ""
     facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+def hash_question(example: Example) -> str:
+    """Of its words and gold answers: keys may be the numbers of rows, which every file has."""
+    known = [" ".join(example.question.lower().split()), list(example.answers)]
+    return hashlib.sha256(json.dumps(known).encode()).hexdigest()[:12]
 
 
 class Task(ABC):
@@ -153,8 +161,16 @@ class Task(ABC):
         """The independent units of the primary accuracy and their scores, for paired comparisons."""
         return {judgement.key: judgement.score for judgement in judgements}
 
-    def submission(self, examples: Sequence[Example], answers: Mapping[str, str]) -> tuple[str, bytes] | None:
-        """The file to upload where a server or a judge scores: its suffix and content, or None."""
+    def submission(
+        self, examples: Sequence[Example], answers: Mapping[str, str], as_written: Collection[str] = ()
+    ) -> tuple[str, bytes] | None:
+        """The file to upload where a server or a judge scores: its suffix and content, or None.
+
+        Args:
+            examples: All questions.
+            answers: By the key of their question.
+            as_written: Keys of those that are in the submission's form already, and stay as they are.
+        """
         return None
 
 

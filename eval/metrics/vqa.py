@@ -10,7 +10,7 @@ TextVQA (facebookresearch/mmf, EvalAIAnswerProcessor) normalises both always, af
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -109,6 +109,19 @@ def normalise_evalai(text: str) -> str:
     """The EvalAI processor's: TextVQA's scorer uses it, and LLaVA's scripts before every VQA submission."""
     text = text.lower().replace(",", "").replace("?", "").replace("'s", " 's").strip()
     return normalise_words(strip_punctuation(flatten(text), _COMMA_MMF))
+
+
+def as_submitted(key: str, answers: Mapping[str, str], as_written: Collection[str]) -> str:
+    """An answer as it is submitted; empty where there is none.
+
+    Args:
+        key: Of its question.
+        answers: By the key of their question.
+        as_written: Keys of those that have been through the EvalAI processor, whose result would not stay as
+            it is under it ("thats" becomes "that's", and that "that 's").
+    """
+    answer = answers.get(key, "")
+    return answer if key in as_written else normalise_evalai(answer)
 
 
 def leave_one_out(matches: Sequence[bool]) -> float:

@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from eval.answers import InputError
-from eval.compare import Comparison, compare_scores
+from eval.answers import InputError, name_some
+from eval.compare import Comparison, compare_scores, list_other_questions
 from eval.reports.examples import Group, choose_examples
 from eval.reports.inputs import Source
 
@@ -90,7 +90,7 @@ def build_content(
         on_benchmark(task)
         comparisons, notes = compare_runs(runs)
         seeing = [run for run in runs if run.kind == "run" and floor_of(run) is None]
-        alike = [run for run in seeing if protocol_of(run) == protocol_of(seeing[0])]
+        alike = [run for run in seeing if _asks_alike(run, seeing[0])]
         groups = choose_examples(alike, count) if alike and count else []
         primary = runs[0].content["primary"]
         made.append(
@@ -138,6 +138,13 @@ def compare_runs(runs: Sequence[Source]) -> tuple[list[dict[str, Any]], list[str
                 "has a score here."
             )
             continue
+        other = list_other_questions(first.content, second.content)
+        if other:
+            notes.append(
+                f"{first.label} and {second.label} are not compared: {len(other)} questions of the same keys "
+                f"are others in the two ({name_some(other)})."
+            )
+            continue
         made = _compare(first, second)
         runs_of = [first.number, second.number]
         comparisons.append({"what": what, "runs": runs_of, **dataclasses.asdict(made)})
@@ -147,6 +154,11 @@ def compare_runs(runs: Sequence[Source]) -> tuple[list[dict[str, Any]], list[str
                 "are left out of their comparison."
             )
     return comparisons, notes
+
+
+def _asks_alike(run: Source, first: Source) -> bool:
+    same = protocol_of(run) == protocol_of(first)
+    return same and not list_other_questions(run.content, first.content)
 
 
 def _compare(first: Source, second: Source) -> Comparison:

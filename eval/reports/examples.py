@@ -85,7 +85,7 @@ def choose_examples(sources: Sequence[Source], count: int, seed: int = SEED) -> 
         seed: Of the lot.
 
     Raises:
-        InputError: If questions, gold answers or pictures of the runs are not where they were.
+        InputError: If questions, gold answers or pictures of the runs are not where they were, or are others.
     """
     first = sources[0]
     settings = load_settings_of(first)
@@ -94,7 +94,8 @@ def choose_examples(sources: Sequence[Source], count: int, seed: int = SEED) -> 
         examples = task.load_examples(settings.task.questions, settings.task.annotations)[: settings.limit]
     except InputError as error:
         raise InputError(f"The examples of {first.path} cannot be shown: {error} {_HINT}") from None
-    answers = {source.number: _read_answers(source) for source in sources}
+    prompts = {example.key: task.prompt(example, settings.protocol) for example in examples}
+    answers = {source.number: _read_answers(source, prompts) for source in sources}
     groups: dict[str, list[Example]] = {}
     scores: dict[str, tuple[float | None, ...]] = {}
     for example in examples:
@@ -145,9 +146,9 @@ def load_settings_of(source: Source) -> RunSettings:
     return made
 
 
-def _read_answers(source: Source) -> dict[str, str]:
+def _read_answers(source: Source, prompts: Mapping[str, str]) -> dict[str, str]:
     path = source.path / ANSWERS
-    answered = fields(key=text, text=text)
+    answered = fields({"prompt": text}, key=text, text=text)
     answers = {}
     for number, line in enumerate(read_text(path).split("\n"), start=1):
         if line:
@@ -156,6 +157,12 @@ def _read_answers(source: Source) -> dict[str, str]:
                 answered(row, "")
             except (json.JSONDecodeError, MisfitError) as error:
                 raise InputError(f"Line {number} of {path} is no answer of eval.run: {error}.") from None
+            now = prompts.get(row["key"])
+            if now is not None and row.get("prompt", now) != now:
+                raise InputError(
+                    f"Line {number} of {path} answers {row['prompt']!r}, and the question of that key is now "
+                    f"{now!r}; --examples 0 shows none."
+                )
             answers[row["key"]] = row["text"]
     return answers
 

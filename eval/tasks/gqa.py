@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,9 +79,14 @@ class Gqa(Task):
                 figures[f"{kind}/{name}"] = accuracy_figure(scores, self.scorer, detail=True)
         return figures
 
-    def submission(self, examples: Sequence[Example], answers: Mapping[str, str]) -> tuple[str, bytes] | None:
+    def submission(
+        self, examples: Sequence[Example], answers: Mapping[str, str], as_written: Collection[str] = ()
+    ) -> tuple[str, bytes] | None:
         rows = [
-            {"questionId": e.question_id, "prediction": convert(answers[e.key])}
+            {
+                "questionId": e.question_id,
+                "prediction": answers[e.key] if e.key in as_written else convert(answers[e.key]),
+            }
             for e in examples
             if e.key in answers
         ]

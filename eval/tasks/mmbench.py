@@ -6,7 +6,7 @@ import csv
 import io
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -111,7 +111,9 @@ class MmBench(Task):
         # Two line breaks before the instruction, as lmms-eval has them.
         return f"{lead}{example.question} There are several options:\n{options}\n{OPTION_LETTER}"
 
-    def submission(self, examples: Sequence[Example], answers: Mapping[str, str]) -> tuple[str, bytes] | None:
+    def submission(
+        self, examples: Sequence[Example], answers: Mapping[str, str], as_written: Collection[str] = ()
+    ) -> tuple[str, bytes] | None:
         kept = [name for name in examples[0].facts["row"] if name not in _NOT_SUBMITTED]
         kept.insert(6, "prediction")
         table: list[list[str | int | None]] = [list(kept)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from eval.answers import AnswerRecord, InputError, read_json_or_lines
@@ -74,6 +74,8 @@ class MmVet(Task):
     def lmms_prompt(self, example: Example) -> str:
         return _STEP_BY_STEP + example.question
 
-    def submission(self, examples: Sequence[Example], answers: Mapping[str, str]) -> tuple[str, bytes] | None:
+    def submission(
+        self, examples: Sequence[Example], answers: Mapping[str, str], as_written: Collection[str] = ()
+    ) -> tuple[str, bytes] | None:
         graded = {e.key: answers[e.key] for e in examples if e.key in answers}
         return ".json", json.dumps(graded, indent=2).encode()

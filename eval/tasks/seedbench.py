@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -71,7 +71,12 @@ class SeedBench(Task):
 
     def judge(self, example: Example, answer: str, as_written: bool = False) -> Judgement:
         gold = example.answers[0]
-        facts = {"type": example.facts["type"], "first": float(read_first_letter(answer) == gold.upper())}
+        left_out = example.facts.get("left_out", 0)
+        facts = {
+            "type": example.facts["type"],
+            "left_out": left_out,
+            "first": float(read_first_letter(answer) == gold.upper()),
+        }
         return Judgement(example.key, float(answer == gold), answer, example.category, facts)
 
     def aggregate(self, judgements: Sequence[Judgement]) -> dict[str, Figure]:
@@ -79,7 +84,9 @@ class SeedBench(Task):
         for kind in ("image", "video"):
             group = [j for j in judgements if j.facts["type"] == kind]
             if group:
-                figures[kind] = accuracy_figure([j.score for j in group], self.scorer)
+                left_out = group[0].facts["left_out"]
+                short = f", {left_out} annotated ones not in the question file" if left_out else ""
+                figures[kind] = accuracy_figure([j.score for j in group], self.scorer + short)
                 figures[f"{kind}_first_letter"] = accuracy_figure([j.facts["first"] for j in group], _FIRST)
         if "image" in figures and "video" in figures:
             figures["all"] = accuracy_figure([j.score for j in judgements], self.scorer)
@@ -98,7 +105,9 @@ class SeedBench(Task):
         options = "\n".join(f"{a}. {text}" for a, text in zip(_LETTERS, example.choices, strict=False))
         return f"{example.question}\n{options}{OPTION_LETTER}"
 
-    def submission(self, examples: Sequence[Example], answers: Mapping[str, str]) -> tuple[str, bytes] | None:
+    def submission(
+        self, examples: Sequence[Example], answers: Mapping[str, str], as_written: Collection[str] = ()
+    ) -> tuple[str, bytes] | None:
         rows = (
             json.dumps({"question_id": e.question_id, "prediction": answers[e.key]})
             for e in examples
@@ -132,6 +141,7 @@ def _with_prompts(examples: list[Example], questions: Path) -> list[Example]:
             f"{len(orphans)} of {len(asked)} questions of {questions} are not in the annotation file "
             f"({name_some(orphans)}); is it another release's?"
         )
+    left_out = Counter(example.facts["type"] for example in examples if example.key not in asked)
     examples = [example for example in examples if example.key in asked]
     if not examples:
         raise InputError(f"None of the questions of {questions} is in the annotation file.")
@@ -139,6 +149,8 @@ def _with_prompts(examples: list[Example], questions: Path) -> list[Example]:
     for example in examples:
         row = asked[example.key]
         # LLaVA's names say the folder too (SEED-Bench-image/…). Of a video it shows one frame; we show none.
-        image = (row.image or example.image) if example.facts["type"] == "image" else None
-        made.append(replace(example, llava_prompt=row.llava_prompt, image=image))
+        kind = example.facts["type"]
+        image = (row.image or example.image) if kind == "image" else None
+        facts = {**example.facts, "left_out": left_out[kind]}
+        made.append(replace(example, llava_prompt=row.llava_prompt, image=image, facts=facts))
     return made

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from eval.answers import AnswerRecord, InputError, name_some, read_json_or_lines
 from eval.intervals import Figure, accuracy_figure
-from eval.metrics.vqa import normalise_evalai, textvqa_accuracy
+from eval.metrics.vqa import as_submitted, textvqa_accuracy
 from eval.questions import is_llava_file, need, required
 from eval.shapes import each, identifier, maybe, text
 from eval.task import SHORT_ANSWER, Example, Judgement, Task, checked
@@ -84,9 +84,11 @@ class TextVqa(Task):
     def lmms_prompt(self, example: Example) -> str:
         return example.question.capitalize() + SHORT_ANSWER
 
-    def submission(self, examples: Sequence[Example], answers: Mapping[str, str]) -> tuple[str, bytes] | None:
+    def submission(
+        self, examples: Sequence[Example], answers: Mapping[str, str], as_written: Collection[str] = ()
+    ) -> tuple[str, bytes] | None:
         rows = [
-            {"question_id": e.question_id, "answer": normalise_evalai(answers[e.key])}
+            {"question_id": e.question_id, "answer": as_submitted(e.key, answers, as_written)}
             for e in examples
             if e.key in answers
         ]

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from eval.answers import InputError, name_some, read_json_or_lines
 from eval.intervals import Figure, accuracy_figure
-from eval.metrics.vqa import leave_one_out, normalise_evalai, vizwiz_accuracy
+from eval.metrics.vqa import as_submitted, leave_one_out, normalise_evalai, vizwiz_accuracy
 from eval.questions import bare_question, is_llava_file, need, required
 from eval.shapes import each, fields, identifier, maybe, scalar, text
 from eval.task import SHORT_ANSWER, Example, Judgement, Task, checked
@@ -89,9 +89,11 @@ class VizWiz(Task):
     def lmms_prompt(self, example: Example) -> str:
         return example.question.capitalize() + _UNANSWERABLE + SHORT_ANSWER
 
-    def submission(self, examples: Sequence[Example], answers: Mapping[str, str]) -> tuple[str, bytes] | None:
+    def submission(
+        self, examples: Sequence[Example], answers: Mapping[str, str], as_written: Collection[str] = ()
+    ) -> tuple[str, bytes] | None:
         rows = [
-            {"image": e.image, "answer": normalise_evalai(answers[e.key])}
+            {"image": e.image, "answer": as_submitted(e.key, answers, as_written)}
             for e in examples
             if e.key in answers
         ]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from eval.answers import InputError, name_some, read_json_or_lines
 from eval.intervals import Figure, accuracy_figure
-from eval.metrics.vqa import normalise_evalai, vqa_accuracy
+from eval.metrics.vqa import as_submitted, normalise_evalai, vqa_accuracy
 from eval.questions import Question, coco_picture, load_vqa_questions, need, required, rows_of
 from eval.shapes import each, fields, identifier, maybe, scalar, text
 from eval.task import Example, Judgement, Task, checked
@@ -84,10 +84,12 @@ class VqaV2(Task):
             figures[f"question_type/{name}"] = accuracy_figure(by_question[name], self.scorer, detail=True)
         return figures
 
-    def submission(self, examples: Sequence[Example], answers: Mapping[str, str]) -> tuple[str, bytes] | None:
+    def submission(
+        self, examples: Sequence[Example], answers: Mapping[str, str], as_written: Collection[str] = ()
+    ) -> tuple[str, bytes] | None:
         # The server takes whole sets only: test-dev's answers within a file of all of test2015.
         rows = [
-            {"question_id": e.question_id, "answer": normalise_evalai(answers.get(e.key, ""))}
+            {"question_id": e.question_id, "answer": as_submitted(e.key, answers, as_written)}
             for e in examples
         ]
         return ".json", json.dumps(rows).encode()

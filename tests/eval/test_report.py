@@ -203,6 +203,36 @@ def test_other_figures_than_the_primary_one_are_no_servers(runs: Path, tmp_path:
     assert "scored by a server" not in html
 
 
+def test_runs_of_other_questions_are_not_compared(runs: Path, tmp_path: Path) -> None:
+    rows = json.loads(Path("quiz/questions.json").read_text())
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps([[f"another {row[0]}", *row[1:]] for row in rows]))
+    files = BenchmarkSettings("easy_vqa", questions=other, images=Path("quiz/images"))
+    settings = RunSettings(model=Path("vit"), task=files, out=runs / "other")
+    run(settings, [], Scripted(["yes"] * 10, 9))
+    assert report(runs, "-o", str(tmp_path / "r.json"), names=("vit", "other", "ours")) == 0
+    (benchmark,) = json.loads((tmp_path / "r.json").read_text())["benchmarks"]
+    assert [made["runs"] for made in benchmark["comparisons"]] == [[1, 3]]
+    (note,) = benchmark["notes"]
+    assert note.startswith("vit and other are not compared: 10 questions of the same keys are others")
+    shown = [answer for group in benchmark["examples"] for one in group["shown"] for answer in one["answers"]]
+    assert {answer["source"] for answer in shown} == {1, 3}
+
+
+def test_examples_are_of_the_questions_that_were_asked(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = Path("quiz/questions.json")
+    path.write_text(path.read_text().replace("is it number 3?", "is it number three?"))
+    words = ["-o", str(tmp_path / "r.html"), "--no-rois"]
+    assert report(runs, *words, names=("vit",)) == 2
+    error = capsys.readouterr().err
+    assert "Line 4 of " in error
+    assert "answers 'is it number 3?" in error
+    assert "is now 'is it number three?" in error
+    assert report(runs, *words, "--examples", "0", names=("vit",)) == 0
+
+
 def spoil(runs: Path, how: str) -> list[str]:
     """Breaks something; returns what to name."""
     quiz = runs.parent / "quiz"
@@ -458,6 +488,7 @@ def test_outputs_that_cannot_be(runs: Path, tmp_path: Path, capsys: pytest.Captu
         (["-o", "r.pdf"], "-o r.pdf: the name must end in .html, .md, .json."),
         (["-o", "r.md", "--markdown", "r.md"], "r.md is named twice."),
         (["-o", "r.html", "--json", str(tmp_path)], "is a folder; name a file."),
+        (["-o", str(runs / "cost.jsonl" / "r.html")], "r.html cannot be written, as nothing can be written"),
         (["-o", "r.html", "--examples", "-1"], "--examples must be at least 0."),
     ):
         assert report(runs, *words) == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -169,6 +170,111 @@ def test_compares_two_runs(quiz: Path, tmp_path: Path, capsys: pytest.CaptureFix
     other.write_text("{}")
     assert compare([str(made[1]), str(other)]) == 2
     assert "was it written by eval.rescore?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("task", ["vqav2", "textvqa", "vizwiz", "gqa"])
+def test_what_is_in_a_submissions_form_is_submitted_as_it_stands(task: str, tmp_path: Path) -> None:
+    """EvalAI's processor would make "that 's it" of "that's it"."""
+    written = ["that's it", "Dog's", "10:30, 11:00", "No."]
+    images = [f"VizWiz_val_{n:08d}.jpg" for n in range(4)]
+    people = [[{"answer": text, "answer_id": n} for n in range(10)] for text in written]
+    if task == "vqav2":
+        rows: Any = {"questions": [{"question_id": n, "image_id": n, "question": "q?"} for n in range(4)]}
+        gold: Any = {"annotations": [{"question_id": n, "answers": people[n]} for n in range(4)]}
+    elif task == "textvqa":
+        gold = [
+            {"question_id": n, "image_id": str(n), "question": "q?", "answers": [text] * 10}
+            for n, text in enumerate(written)
+        ]
+        rows = gold = {"data": gold}
+    elif task == "vizwiz":
+        rows = gold = [
+            {"image": i, "question": "q?", "answers": p} for i, p in zip(images, people, strict=True)
+        ]
+    else:
+        rows = gold = {
+            str(n): {"question": "q?", "imageId": "1", "answer": text} for n, text in enumerate(written)
+        }
+    (tmp_path / "q.json").write_text(json.dumps(rows))
+    (tmp_path / "a.json").write_text(json.dumps(gold))
+    names = {"vizwiz": ("image", "answer"), "gqa": ("questionId", "prediction")}
+    key, field = names.get(task, ("question_id", "answer"))
+    numbers: Any = images if task == "vizwiz" else [str(n) if task == "gqa" else n for n in range(4)]
+    stored = [{key: number, field: text} for number, text in zip(numbers, written, strict=True)]
+    files = ["--questions", f"{tmp_path}/q.json", "--annotations", f"{tmp_path}/a.json"]
+    answered = tmp_path / "stored.json"
+    figures = []
+    for _ in range(2):  # what is written is read again
+        answered.write_text(json.dumps(stored))
+        made, again = tmp_path / "made.json", tmp_path / "again.json"
+        words = ["--task", task, *files, "--answers", str(answered), "--json", str(made)]
+        assert rescore([*words, "--submission", str(again)]) == 0
+        figures.append(json.loads(made.read_text())["figures"]["accuracy"]["value"])
+        assert json.loads(again.read_text()) == stored
+        stored = json.loads(again.read_text())
+    # VizWiz's rule normalises the answer and leaves the people's as they are.
+    assert figures == [25.0 if task == "vizwiz" else 100.0] * 2
+
+
+def test_outputs_that_cannot_be_written_are_said_before_the_work(
+    quiz: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored = str(put(tmp_path / "a.jsonl", answers(*["yes"] * 10)))
+    words = ["--task", "easy_vqa", "--questions", str(quiz), "--answers", stored]
+    made = tmp_path / "made.json"
+    assert rescore([*words, "--json", str(made)]) == 0
+    capsys.readouterr()
+    below_a_file = f"{stored}/deep/x.json"
+    for path, said in ((tmp_path, "is a folder; name a file."), (below_a_file, "cannot be written")):
+        for option in ("--json", "--submission"):
+            assert rescore([*words, option, str(path)]) == 2
+            printed = capsys.readouterr()
+            assert f"error: {option} {path} {said}" in printed.err
+            assert printed.out == ""
+        assert compare([str(made), str(made), "--json", str(path)]) == 2
+        printed = capsys.readouterr()
+        assert f"error: --json {path} {said}" in printed.err
+        assert printed.out == ""
+    assert rescore([*words, "--json", str(tmp_path / "new" / "folder" / "x.json")]) == 0
+
+    def full(*given: object) -> None:
+        raise OSError(errno.ENOSPC, "the disk is full")
+
+    monkeypatch.setattr("eval.outputs.write_atomic", full)
+    assert rescore([*words, "--json", str(made)]) == 2
+    assert f"error: --json {made} cannot be written: the disk is full." in capsys.readouterr().err
+
+
+def test_runs_of_other_question_files_are_not_compared(
+    quiz: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Keys may be the numbers of rows, which all files have."""
+    stored = str(put(tmp_path / "a.jsonl", answers(*["yes"] * 10)))
+    rows = json.loads(quiz.read_text())
+    made = {}
+    for name, content in {
+        "a": rows,
+        "question": [["is it anything else?", *row[1:]] if row[2] == 3 else row for row in rows],
+        "gold": [[row[0], "no", row[2]] if row[2] == 4 else row for row in rows],
+        "spaces": [[row[0].upper().replace(" ", "  "), *row[1:]] for row in rows],
+    }.items():
+        questions = tmp_path / f"{name}.json"
+        questions.write_text(json.dumps(content))
+        made[name] = tmp_path / name / "scores.json"
+        words = ["--task", "easy_vqa", "--questions", str(questions), "--answers", stored]
+        assert rescore([*words, "--json", str(made[name])]) == 0
+    capsys.readouterr()
+    for name, number in (("question", 3), ("gold", 4)):
+        assert compare([str(made["a"]), str(made[name])]) == 2
+        error = capsys.readouterr().err
+        assert "1 questions of the same keys are others in the two runs" in error
+        assert f"({number})" in error
+        assert compare([str(made[name]), str(made[name])]) == 0
+    assert compare([str(made["a"]), str(made["spaces"])]) == 0
+    old = json.loads(made["gold"].read_text())
+    del old["question_hashes"]  # of a version that did not write them
+    made["gold"].write_text(json.dumps(old))
+    assert compare([str(made["a"]), str(made["gold"])]) == 0
 
 
 def test_groups_of_unequal_size_are_compared_by_question() -> None:

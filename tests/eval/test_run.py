@@ -305,10 +305,12 @@ def test_answers_to_questions_that_were_edited_meanwhile_are_refused(
             run(settings(), [], Parrot(fail_after=1))
     path = quiz / "questions.json"
     path.write_text(path.read_text().replace("is it really number 1?", "is it number one?"))
+    parrot = Parrot()
     with pytest.raises(
         InputError, match=r"holds an answer to 'is it really number 1\?.* where question 1 is"
     ):
-        run(settings(), [], Parrot())
+        run(settings(), [], parrot)
+    assert parrot.batches == []
 
 
 def test_runs_of_other_prompts_are_not_compared(

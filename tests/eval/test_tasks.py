@@ -10,7 +10,7 @@ import pytest
 
 from eval.answers import AnswerRecord, InputError, load_answers, match_answers
 from eval.engine import build_asks
-from eval.intervals import Figure
+from eval.intervals import Figure, wilson_interval
 from eval.task import LLAVA, LMMS_EVAL, Example, Task
 from eval.tasks import list_tasks, load_task
 
@@ -503,6 +503,36 @@ def test_seedbench_is_asked_about_the_pictures_that_llavas_file_names(tmp_path: 
     # A video is not asked about without anything to see, which would be scored like the others.
     asks = build_asks(task, examples, LLAVA, "none", 0)
     assert [ask.image for ask in asks] == ["SEED-Bench-image/7_8"]
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_a_subtask_of_mme_that_is_all_right_or_all_wrong_is_no_certainty(right: bool, tmp_path: Path) -> None:
+    rows = [
+        {"category": "color", "image_path": f"color/{n}.jpg", "question": f"Is it {word}?", "answer": answer}
+        for n in range(30)
+        for word, answer in (("red", "Yes"), ("blue", "No"))
+    ]
+    task = load_task("mme")
+    examples = task.load_examples(None, put(tmp_path / "mme.json", rows))
+    said = {e.key: e.answers[0] if right else "?" for e in examples}
+    made = figures_of(task, examples, said)["color"]
+    low, high = wilson_interval(30 * right, 30)
+    assert (made.value, made.method) == (200.0 * right, "wilson over pictures")
+    assert (made.low, made.high) == (200 * low, 200 * high)
+
+
+def test_seedbench_says_what_its_question_file_leaves_out(tmp_path: Path) -> None:
+    common = {"question": "q", "answer": "A", **{f"choice_{letter}": letter for letter in "abcd"}}
+    rows = [{"question_id": str(n), "data_type": "image", "question_type_id": 1, **common} for n in range(3)]
+    rows.append({"question_id": "v", "data_type": "video", "question_type_id": 10, **common})
+    gold = put(tmp_path / "S.json", {"questions": rows, "question_type": {"Scene": 1}})
+    asked = [{"question_id": n, "image": f"{n}.jpg", "text": "q"} for n in ("1", "v")]
+    task = load_task("seedbench")
+    examples = task.load_examples(put(tmp_path / "q.jsonl", asked, lines=True), gold)
+    made = figures_of(task, examples, {"1": "A", "v": "A"})
+    assert made["image"].protocol == f"{task.scorer}, 2 annotated ones not in the question file"
+    assert made["video"].protocol == task.scorer
+    assert figures_of(task, task.load_examples(None, gold)[:1], {"0": "A"})["image"].protocol == task.scorer
 
 
 def test_mmvet_writes_the_graders_file(tmp_path: Path) -> None:
