@@ -21,18 +21,16 @@ def check_output(path: Path | None, option: str) -> None:
     """
     if path is None:
         return
-    if path.is_dir():
-        raise InputError(f"{option} {path} is a folder; name a file.")
-    folder = path.resolve().parent
-    while not folder.exists():
-        folder = folder.parent
     try:
+        if path.is_dir():
+            raise InputError(f"{option} {path} is a folder; name a file.")
+        folder = path.resolve().parent
+        while not folder.exists():
+            folder = folder.parent
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise InputError(
-            f"{option} {path} cannot be written, as nothing can be written to {folder} ({error.strerror})."
-        ) from None
+        raise InputError(f"{option} {path} cannot be written: {error.strerror or error}.") from None
 
 
 def write_output(path: Path, content: bytes | str, option: str) -> None:

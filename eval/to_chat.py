@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from eval.answers import InputError
+from eval.outputs import check_output, write_output
 from eval.task import BARE, LLAVA, LMMS_EVAL, Example, Task
 from eval.tasks import list_tasks, load_task
 from llm_integration.templates import IMAGE_MARK
-from sparse_vlm.atomic import write_atomic
 
 
 def build_records(task: Task, examples: Sequence[Example], protocol: str, turns: int) -> list[dict[str, Any]]:
@@ -80,6 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if options.turns < 1:
             raise InputError("--turns must be at least 1.")
+        check_output(options.out, "--out")
         task = load_task(options.task)
         everything = task.load_examples(options.questions, options.annotations, options.images)
         # As an evaluation does: what would be about a video is not asked without it.
@@ -89,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"{left_out} questions without a picture are left out", file=sys.stderr)
         records = build_records(task, examples, options.protocol, options.turns)
         text = json.dumps(records, indent=1, ensure_ascii=False) + "\n"
-        write_atomic(options.out, text)
+        write_output(options.out, text, "--out")
     except (InputError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -461,6 +461,8 @@ def test_class_folders_that_are_numbers_are_class_indices(tmp_path: Path) -> Non
             name: classes.names[places[label]] for name, label in zip(made.names, made.labels, strict=True)
         }
         assert named == {f"{folder}/a.png": f"c{int(folder)}" for folder in folders}
+    dates = load_pictures(in_folders(tmp_path / "dates", "20260102", "20260103"))
+    assert (dates.labels, dates.classes) == ((0, 1), ("20260102", "20260103"))
     with pytest.raises(InputError, match="Label 11 has no class: there are 11"):
         label_map(load_pictures(in_folders(tmp_path / "more", "0", "11")), classes)
 

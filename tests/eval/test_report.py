@@ -488,7 +488,7 @@ def test_outputs_that_cannot_be(runs: Path, tmp_path: Path, capsys: pytest.Captu
         (["-o", "r.pdf"], "-o r.pdf: the name must end in .html, .md, .json."),
         (["-o", "r.md", "--markdown", "r.md"], "r.md is named twice."),
         (["-o", "r.html", "--json", str(tmp_path)], "is a folder; name a file."),
-        (["-o", str(runs / "cost.jsonl" / "r.html")], "r.html cannot be written, as nothing can be written"),
+        (["-o", str(runs / "cost.jsonl" / "r.html")], "r.html cannot be written: "),
         (["-o", "r.html", "--examples", "-1"], "--examples must be at least 0."),
     ):
         assert report(runs, *words) == 2

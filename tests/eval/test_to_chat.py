@@ -80,10 +80,12 @@ def test_what_cannot_be_learned_from_is_refused(
         build_records(task, [Example("7", 7, "what <image>", "a.jpg", ("x",))], "bare", 1)
     words = ["--task", "daquar", "--questions", str(questions), "--out", str(tmp_path / "c.json")]
     assert main([*words, "--turns", "0"]) == 2
+    assert main([*words, "--out", str(tmp_path)]) == 2
     assert main([*words, "--protocol", "lmms-eval"]) == 2
     assert main([*words, "--images", str(tmp_path)]) == 2
     printed = capsys.readouterr().err
     assert "at least 1" in printed
+    assert f"--out {tmp_path} is a folder; name a file." in printed
     assert "no prompt protocol 'lmms-eval'" in printed
     assert "image1.jpg" in printed
     assert not (tmp_path / "c.json").exists()
