@@ -105,11 +105,24 @@ def _same_llm(report: dict[str, Any], name: str) -> bool:
     return bool(counts[name]["llm_parameters"] == counts[report["baseline"]]["llm_parameters"])
 
 
+def _short(value: float, digits: int = 0) -> str:
+    """So many decimals, and of small values three figures."""
+    return f"{value:.{digits}f}" if value >= 10 else f"{value:.3g}" if value < 1 else f"{value:.2f}"
+
+
+def _name_llm(report: dict[str, Any]) -> str:
+    """The one that towers are put before, and whether LLaVA directories bring their own."""
+    own = [name for name in report["counts"] if (Path(name) / "processor_config.json").is_file()]
+    if len(own) == len(report["counts"]):
+        return "the directories' own"
+    return f"{report['llm']} Llama" + (", and the LLaVA directories' own" if own else "")
+
+
 def format_counts(report: dict[str, Any]) -> str:
     """The table of counts, with the ratio to the baseline."""
     base = report["counts"][report["baseline"]]
     lines = [
-        f"One question of {report['words']} tokens about one picture; language model: {report['llm']} Llama; "
+        f"One question of {report['words']} tokens about one picture; language model: {_name_llm(report)}; "
         f"GMACs until the first token; cache in {report['dtype']}.",
         f"{'':26}{'tokens':>7}{'tower M':>9}{'tower':>9}{'projector':>11}{'prefill':>10}{'total':>10}"
         f"{'times less':>12}{'cache MB':>10}",
@@ -117,10 +130,10 @@ def format_counts(report: dict[str, Any]) -> str:
     for name, row in report["counts"].items():
         ratio = f"{base['total_gmacs'] / row['total_gmacs']:.2f}x" if _same_llm(report, name) else _OTHER_LLM
         lines.append(
-            f"{report['labels'][name]:<26}{row['visual_tokens']:>7}{row['tower_parameters'] / 1e6:>9.0f}"
-            f"{row['tower_gmacs']:>9.1f}{row['projector_gmacs']:>11.1f}{row['prefill_gmacs']:>10.0f}"
-            f"{row['total_gmacs']:>10.0f}{ratio:>12}"
-            f"{row['cache_bytes'] / 1e6:>10.0f}"
+            f"{report['labels'][name]:<26}{row['visual_tokens']:>7}{_short(row['tower_parameters'] / 1e6):>9}"
+            f"{_short(row['tower_gmacs'], 1):>9}{_short(row['projector_gmacs'], 1):>11}"
+            f"{_short(row['prefill_gmacs']):>10}{_short(row['total_gmacs']):>10}{ratio:>12}"
+            f"{_short(row['cache_bytes'] / 1e6):>10}"
         )
     return "\n".join(lines)
 

@@ -84,6 +84,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (ValueError, OSError) as error:
         raise SystemExit(f"quickstart: {error}") from None
     print(f"{example}\n\n{format_table(figures)}\n\n{describe(figures)}")
+    tuned = language / "sparseformer" / "tuned" / "final"
+    print(f"\nTalk to it: {sys.executable} -m llm_integration.chat --model {tuned} --image PICTURE")
 
 
 def _say(what: str) -> None:
@@ -294,13 +296,12 @@ def format_table(figures: Mapping[str, Any]) -> str:
     """The printed table."""
     lines = [f"{'':24}{'tokens':>8}{'accuracy':>11}{'95 % interval':>17}{'n':>6}{'first token':>14}"]
     for label, row in figures["rows"].items():
-        name, _, floor = label.partition("_")
         value, low, high = row["accuracy"]
-        shown = NAMES[name] + (f", {floor}" if floor else "")
         first = row["seconds_to_first_token"]
+        interval, waited = f"{low:.1f} ... {high:.1f}", "" if first is None else f"{1000 * first:.0f} ms"
         lines.append(
-            f"{shown:<24}{row['visual_tokens']:>8.0f}{value:>10.1f}%{f'{low:.1f} ... {high:.1f}':>17}"
-            f"{row['n']:>6}{'' if first is None else f'{1000 * first:.0f} ms':>14}"
+            f"{_name_row(label):<24}{row['visual_tokens']:>8.0f}{value:>10.1f}%{interval:>17}"
+            f"{row['n']:>6}{waited:>14}"
         )
     return "\n".join(lines)
 
@@ -309,17 +310,24 @@ def describe(figures: Mapping[str, Any]) -> str:
     """What the table is about, by kind of question."""
     kinds = sorted({kind for row in figures["rows"].values() for kind in row["by_kind"]})
     value, low, high = figures["difference"]
-    parts = []
-    for kind in kinds:
-        shares = [
-            figures["rows"][label]["by_kind"].get(kind, [float("nan"), 0])[0] for label in figures["rows"]
+    lines = [f"{'by kind of question, %':<24}" + "".join(f"{kind:>12}" for kind in kinds)]
+    for label, row in figures["rows"].items():
+        shares = (row["by_kind"].get(kind, [float("nan"), 0])[0] for kind in kinds)
+        lines.append(f"{_name_row(label):<24}" + "".join(f"{share:>12.0f}" for share in shares))
+    return "\n".join(
+        [
+            *lines,
+            "",
+            "Questions about held-out scenes, VQA v2 scoring. SparseFormer minus ViT: "
+            f"{value:+.1f} points, 95 % {low:+.1f} ... {high:+.1f} (paired bootstrap).",
+            f"{figures['minutes']:.1f} minutes.",
         ]
-        parts.append(f"{kind} " + " / ".join(f"{share:.0f}" for share in shares))
-    return (
-        "Questions about held-out scenes, VQA v2 scoring. SparseFormer minus ViT: "
-        f"{value:+.1f} points, 95 % {low:+.1f} ... {high:+.1f} (paired bootstrap).\n"
-        f"By kind, in the order of the rows: {'; '.join(parts)}.\n{figures['minutes']:.1f} minutes."
     )
+
+
+def _name_row(label: str) -> str:
+    name, _, floor = label.partition("_")
+    return NAMES[name] + (f", {floor}" if floor else "")
 
 
 if __name__ == "__main__":

@@ -118,6 +118,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.image is not None and options.web:
         parser.error("--image is for the terminal; on the page pictures are added in the browser")
     transformers_logging.disable_progress_bar()
+    if options.web:
+        print(f"loading {options.model} …", flush=True)
     try:
         picture = open_picture(options.image, upright=True) if options.image else None
         dtype = DTYPES[options.dtype] if options.dtype else None
@@ -127,7 +129,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if options.web:
             from .web import build_app, serve
 
-            title = options.model.resolve().name
+            place = options.model.resolve()
+            title = place.parent.name if place.name == "final" else place.name
             app = build_app(chat, title, options.max_new_tokens, options.temperature)
             serve(app, 7860 if options.port is None else options.port)
             return

@@ -67,6 +67,17 @@ def load_splits(looks: Mapping[str, Look], options: argparse.Namespace) -> Split
     seen, asked = see(looks, train, options), see(looks, test, options)
     train_labels = labels_of(train, options, next(iter(seen.values())).places)
     test_labels = labels_of(test, options, next(iter(asked.values())).places)
+    known = set(train_labels.tolist())
+    strange = [label for label in set(test_labels.tolist()) if label not in known]
+    if len(strange) == len(set(test_labels.tolist())):
+        raise InputError(
+            f"No class of --test {options.test} has a picture in --train {options.train}: none is learned."
+        )
+    if strange:
+        lost = (
+            f"{len(strange)} classes of {options.test} have no picture in {options.train} and are never right"
+        )
+        note = f"{note}; {lost}" if note else lost
     classes = 1 + int(max(train_labels.max(), test_labels.max()))
     return Splits(seen, train_labels, asked, test_labels, classes, note)
 

@@ -184,7 +184,7 @@ def exchange_section(benchmarks: Sequence[Benchmark]) -> str:
         for made in benchmark.comparisons:
             first, second = (runs[number] for number in made["runs"])
             test = (
-                f"{made['only_first']} / {made['only_second']}, {show_p(made['p'])}"
+                f"{made['only_second']} / {made['only_first']}, {show_p(made['p'])}"
                 if made["p"] is not None
                 else "soft scores: no McNemar test"
             )
@@ -201,7 +201,7 @@ def exchange_section(benchmarks: Sequence[Benchmark]) -> str:
             )
             eyes = made["what"] == "eyes"
             label = f"{benchmark.task}: {second.label}" + (
-                f" over {_FLOORS.get(floor_of(first) or '', 'its floor')}" if eyes else f" − {first.label}"
+                f" − {_FLOORS.get(floor_of(first) or '', 'its floor')}" if eyes else f" − {first.label}"
             )
             spans.append(
                 Span(
@@ -216,7 +216,7 @@ def exchange_section(benchmarks: Sequence[Benchmark]) -> str:
             )
     if not rows:
         return ""
-    head = ["benchmark", "pair", "points", "means, %", "n", "only one right (first / second)"]
+    head = ["benchmark", "pair", "points", "means, %", "n", "only this / only that right"]
     lead = (
         "The same questions, answered by both: the difference of the mean score with its paired bootstrap "
         "interval, and McNemar’s exact test where answers are right or wrong. An interval that holds zero "

@@ -8,7 +8,7 @@ from pathlib import Path
 from eval.answers import InputError, read_json_or_lines
 from eval.intervals import Figure, accuracy_figure
 from eval.questions import required
-from eval.task import LLAVA, Example, Judgement, Task, checked
+from eval.task import BARE, LLAVA, Example, Judgement, Task, checked
 
 _SHAPES = ("circle", "rectangle", "triangle")
 
@@ -19,7 +19,7 @@ class EasyVqa(Task):
     name = "easy_vqa"
     scorer = "exact match"
     primary = "accuracy"
-    prompts = (LLAVA,)
+    prompts = (LLAVA, BARE)
 
     def load_examples(
         self, questions: Path | None, annotations: Path | None, images: Path | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -181,6 +182,19 @@ def test_a_file_that_ends_within_a_line_gets_a_line_of_its_own(tmp_path: Path) -
     append_record(record, {"b": 2})
     append_record(record, {"c": 3})
     assert [json.loads(line) for line in record.read_text().splitlines()] == [{"a": 1}, {"b": 2}, {"c": 3}]
+
+
+def test_small_numbers_are_shown_and_a_llavas_own_language_model_is_named(
+    llava_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--model", str(llava_dir), "--baseline", str(llava_dir), "--count-only"]) == 0
+    said = capsys.readouterr().out
+    assert "language model: the directories' own;" in said
+    assert main(["--model", str(llava_dir), "--baseline", "sf_b_49", "--llm", "tiny", "--count-only"]) == 0
+    said = capsys.readouterr().out
+    assert "language model: tiny Llama, and the LLaVA directories' own;" in said
+    (row,) = [line for line in said.splitlines() if line.startswith(llava_dir.name)]
+    assert all(float(cell) > 0 for cell in row.split()[1:] if re.fullmatch(r"[\d.e-]+", cell))
 
 
 def test_directories_of_one_name_are_told_apart(

@@ -171,6 +171,20 @@ def test_neighbours_and_probe(scenes: Path, student: Path, tmp_path: Path, capsy
     made = json.loads((tmp_path / "p.json").read_text())
     assert made["figures"]["teacher"]["top1"]["value"] > 60  # colours are what this teacher knows
     assert made["notes"][0].startswith("teacher: C = ")
+    first, *others = sorted(test.iterdir())
+    for folder in others:
+        shutil.rmtree(folder)
+        folder.mkdir()
+    shutil.rmtree(train / first.name)
+    labels = tmp_path / "labels.json"
+    for place, root in enumerate((train, test)):
+        names = [path.relative_to(root).as_posix() for path in root.rglob("*.png")]
+        labels.with_stem(f"labels_{place}").write_text(json.dumps(dict.fromkeys(names, place)))
+    words += ["--train-labels", str(tmp_path / "labels_0.json")]
+    words += ["--test-labels", str(tmp_path / "labels_1.json")]
+    capsys.readouterr()
+    assert knn(words) == 2
+    assert "No class of --test" in capsys.readouterr().err
     capsys.readouterr()
     assert knn([*words[:-2], "--test", str(train)]) == 2
     assert "are the same folder" in capsys.readouterr().err

@@ -75,6 +75,8 @@ def test_everything_in_three_forms(runs: Path, tmp_path: Path) -> None:
     # The figures are those of the runs.
     scores = json.loads((runs / "vit" / "scores.json").read_text())["figures"]["accuracy"]
     assert content["benchmarks"][0]["runs"][0]["figures"]["accuracy"] == scores
+    # Ours − the ViT: first what ours alone has right.
+    assert re.search(r"ours.* − .*vit(?s:.*?)<td[^>]*>2 / 3, ", html)
     interval = f"{scores['low']:.2f} – {scores['high']:.2f}"
     assert f'50.00</span><span class="interval">{interval}' in html
     assert f"50.00 ({scores['low']:.2f} to {scores['high']:.2f})" in text

@@ -86,7 +86,7 @@ PROMPTS = {
         "question: \n\nIs the GPS on?",
     ],
     "daquar": ["Is the GPS on?" + WORD, "Is the GPS on?"],
-    "easy_vqa": ["Is the GPS on?" + WORD],
+    "easy_vqa": ["Is the GPS on?" + WORD, "Is the GPS on?"],
     "scenes": ["Is the GPS on?" + WORD, "Is the GPS on?"],
 }
 
