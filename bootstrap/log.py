@@ -11,7 +11,7 @@ from typing import Any
 from PIL import Image
 from tqdm import tqdm
 
-from sparse_vlm.atomic import write_atomic
+from sparse_vlm.atomic import explain_full_disk, write_atomic
 
 _SHORT = {
     "handover": "hand", "tokens": "tok", "pooled": "pool", "pooled_cosine": "cos", "relations": "rel",
@@ -65,7 +65,7 @@ class RunLog:
         if not self.is_main:
             return
         line = {"kind": kind, "step": step, "seconds": round(time.time() - self.started, 2), **figures}
-        with self.path.open("a", encoding="utf-8") as file:
+        with explain_full_disk(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         if kind == "train":
             terms = {_SHORT[name]: f"{figures[name]:.3f}" for name in _SHORT if name in figures}

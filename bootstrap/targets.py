@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import weakref
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sparse_vlm.atomic import write_atomic
+from sparse_vlm.atomic import explain_full_disk, write_atomic
 
 from .data import PictureBatch
 from .student import Spreads, Targets
@@ -61,6 +63,7 @@ class StoredTargets:
         views: views per picture.
         made_for: JSON values that say what the targets depend on.
         max_gigabytes: the most the arrays may take.
+        looks: pictures that the run still looks at, each time it does; None for no end.
     """
 
     _KINDS = ("mid", "tokens", "pooled")
@@ -73,6 +76,7 @@ class StoredTargets:
         views: int,
         made_for: dict[str, Any],
         max_gigabytes: float,
+        looks: int | None = None,
     ) -> None:
         self.live = live
         self.views = views
@@ -92,23 +96,30 @@ class StoredTargets:
                 "store out"
             )
         self._claim({**made_for, "pictures": pictures, "views": views, "block": live.block})
-        self.arrays = {name: self._open(f"{name}.f16", np.float16, shape) for name, shape in shapes.items()}
+        self.arrays = {
+            name: _Rows(self._make(f"{name}.f16", np.float16, shape), np.float16, shape)
+            for name, shape in shapes.items()
+        }
         # Two marks a row, since the warm-up asks for the mid-depth tokens only.
-        self.done = {name: self._open(f"{name}.done", np.uint8, (rows,)) for name in ("mid", "final")}
+        self.done = {
+            name: _Rows(self._make(f"{name}.done", np.uint8, (rows,)), np.uint8, (rows,))
+            for name in ("mid", "final")
+        }
+        self._check_room(rows if looks is None else min(rows, looks))
         self.checked: set[str] = set()
 
     def __call__(self, batch: PictureBatch, images: Tensor, warming_up: bool) -> Targets:
         """The stored targets of a batch; what is missing is asked for and stored first."""
         rows = (batch.indices * self.views + batch.views % self.views).numpy()
-        known = self.done["mid"][rows].astype(bool)
+        known = self.done["mid"].read[rows].astype(bool)
         if not warming_up:
-            known &= self.done["final"][rows].astype(bool)
+            known &= self.done["final"].read[rows].astype(bool)
         names = ("mid",) if warming_up else self._KINDS
         if known.any() and not self.checked.issuperset(names):
             self._check(batch, images, rows, known, names)
         if not known.all():
             self._fill(batch, images, rows, ~known, warming_up)
-        read = [_send(self.arrays[name], rows, images.device) for name in names]
+        read = [_send(self.arrays[name].read, rows, images.device) for name in names]
         return Targets(read[0], None, None) if warming_up else Targets(*read)
 
     def _fill(
@@ -117,10 +128,11 @@ class StoredTargets:
         asked = self.live(batch, images[torch.from_numpy(missing)], warming_up)
         for name, values in zip(self._KINDS, asked, strict=True):
             if values is not None:
-                self.arrays[name][rows[missing]] = values.half().cpu().numpy()
-        self.done["mid"][rows[missing]] = 1
+                self.arrays[name].write(rows[missing], values.half().cpu().numpy())
+        marks = np.ones(int(missing.sum()), dtype=np.uint8)
+        self.done["mid"].write(rows[missing], marks)
         if not warming_up:
-            self.done["final"][rows[missing]] = 1
+            self.done["final"].write(rows[missing], marks)
 
     def _check(
         self,
@@ -134,7 +146,7 @@ class StoredTargets:
         places = np.flatnonzero(known)[:_CHECKED_ROWS]
         asked = self.live(batch, images[torch.from_numpy(places)], warming_up=names == ("mid",))
         for name in names:
-            stored = torch.from_numpy(self.arrays[name][rows[places]]).float()
+            stored = torch.from_numpy(self.arrays[name].read[rows[places]]).float()
             wanted = getattr(asked, name).float().cpu()
             error = float((stored - wanted).norm() / wanted.norm())
             if not error < _TOLERANCE:
@@ -147,7 +159,12 @@ class StoredTargets:
     def _claim(self, made_for: dict[str, Any]) -> None:
         path = self.folder / "store.json"
         if path.is_file():
-            found = json.loads(path.read_text(encoding="utf-8"))
+            try:
+                found = dict(json.loads(path.read_text(encoding="utf-8")))
+            except (ValueError, TypeError) as error:
+                raise ValueError(
+                    f"{path} is damaged ({error}): delete {self.folder}, or name another targets.store"
+                ) from None
             for key, value in made_for.items():
                 if found.get(key) != value:
                     raise ValueError(
@@ -158,21 +175,80 @@ class StoredTargets:
         else:
             write_atomic(path, json.dumps(made_for, indent=2))
 
-    def _open(self, name: str, dtype: type, shape: tuple[int, ...]) -> np.memmap:
+    def _make(self, name: str, dtype: type, shape: tuple[int, ...]) -> Path:
+        """The file of an array, made if it is not there."""
         path = self.folder / name
         size = int(np.prod(shape)) * np.dtype(dtype).itemsize
         if not path.exists():
             # A sparse file: rows that are never asked for take no room. It appears with its full size, and
             # where several processes make it, one of them wins.
             part = path.with_name(f"{name}.{os.getpid()}.part")
-            with part.open("wb") as file:
+            with explain_full_disk(path), part.open("wb") as file:
+                if dtype is np.uint8:
+                    file.write(bytes(size))  # marks are read before they are written: they need their room
                 file.truncate(size)
             with suppress(FileExistsError):
                 os.link(part, path)
             part.unlink()
         if path.stat().st_size != size:
             raise ValueError(f"{path} has {path.stat().st_size} bytes, expected {size}: delete {self.folder}")
-        return np.memmap(path, dtype=dtype, mode="r+", shape=shape)
+        return path
+
+    def _check_room(self, rows: int) -> None:
+        """See that the disk has room for what is still to be stored.
+
+        Raises:
+            ValueError: if it has not.
+        """
+        row = sum(array.row_bytes for array in self.arrays.values())
+        missing = min(rows * row, sum(array.count_missing_bytes() for array in self.arrays.values()))
+        free = shutil.disk_usage(self.folder).free
+        if missing > free:
+            raise ValueError(
+                f"targets.store={self.folder} still needs {missing / 1e9:.3g} GB, and its disk has "
+                f"{free / 1e9:.3g} GB free: make room, use fewer views, name another folder, or leave the "
+                "store out"
+            )
+
+
+class _Rows:
+    """An array on disk, read through a memory map and written by system calls.
+
+    A write through the map would end the process (SIGBUS) where the disk has no room for the page.
+
+    Args:
+        path: the file, of its full size.
+        dtype: of its elements.
+        shape: rows first.
+    """
+
+    def __init__(self, path: Path, dtype: type, shape: tuple[int, ...]) -> None:
+        self.path = path
+        self.read = np.memmap(path, dtype=dtype, mode="r+", shape=shape)
+        self.row_bytes = int(np.prod(shape[1:])) * self.read.itemsize
+        self._file = os.open(path, os.O_RDWR)
+        weakref.finalize(self, os.close, self._file)
+
+    def write(self, rows: np.ndarray, values: np.ndarray) -> None:
+        """Write some rows.
+
+        Raises:
+            OSError: if the disk is full, with one sentence.
+        """
+        with explain_full_disk(self.path):
+            for row, value in zip(rows.tolist(), np.ascontiguousarray(values), strict=True):
+                _write_at(self._file, value.tobytes(), row * self.row_bytes)
+
+    def count_missing_bytes(self) -> int:
+        """Bytes that the file takes no room for yet."""
+        status = self.path.stat()
+        return max(0, status.st_size - 512 * getattr(status, "st_blocks", 0))
+
+
+def _write_at(descriptor: int, data: bytes, offset: int) -> None:
+    while data:
+        written = os.pwrite(descriptor, data, offset)
+        data, offset = data[written:], offset + written
 
 
 def _send(array: np.memmap, rows: np.ndarray, device: torch.device) -> Tensor:

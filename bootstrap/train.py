@@ -123,8 +123,12 @@ class _Bootstrap:
         self.picture = self.heldout.picture(config.figure) if self.heldout is not None else None
         if config.teacher.precision == "bf16":
             self.teacher.to_bf16()
-        pictures = config.batch_size * config.accumulate * engine.world_size
+        pictures = self._pictures_a_step
         self.log = RunLog(out, config.steps * pictures, self.step * pictures, self.step, engine.is_main)
+
+    @property
+    def _pictures_a_step(self) -> int:
+        return self.config.batch_size * self.config.accumulate * self.engine.world_size
 
     def run(self) -> Path:
         """Train, evaluate, and write the encoder directory."""
@@ -229,8 +233,9 @@ class _Bootstrap:
             "flip": data.flip,
             "seed": data.seed,
         }
+        left = (self.config.steps - self.step) * self._pictures_a_step
         return StoredTargets(
-            live, settings.store, len(source), data.views or 1, made_for, settings.max_gigabytes
+            live, settings.store, len(source), data.views or 1, made_for, settings.max_gigabytes, left
         )
 
     def _every(self, done: int) -> None:
@@ -306,7 +311,7 @@ class _Bootstrap:
                 "skipped": self.stream.skipped.summary(),
             },
             "steps": config.steps,
-            "pictures_seen": config.steps * config.batch_size * config.accumulate * engine.world_size,
+            "pictures_seen": config.steps * self._pictures_a_step,
             "seconds_since_last_start": round(seconds, 1),
             "device": describe_device(engine.device),
             "processes": engine.world_size,

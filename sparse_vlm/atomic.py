@@ -160,6 +160,25 @@ def _explained(target: Path, temporary: Path) -> Iterator[None]:
         raise
 
 
+@contextlib.contextmanager
+def explain_full_disk(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Gives a full disk one clear sentence, for writes into files that grow where they are.
+
+    Args:
+        path: The file that is written.
+
+    Raises:
+        OSError: If the disk is full (errno ENOSPC), naming the file.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        reason = "the disk is full; make room and run the command again"
+        raise OSError(errno.ENOSPC, reason, str(path)) from error
+
+
 def _is_disk_full(error: BaseException, folder: Path) -> bool:
     if isinstance(error, OSError):
         return error.errno in (errno.ENOSPC, errno.EDQUOT)
