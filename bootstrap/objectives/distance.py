@@ -17,6 +17,6 @@ def measure_distance(ours: Tensor, target: Tensor, spread: Tensor) -> Tensor:
         spread: (D,) standard deviation of the teacher's values.
 
     Returns:
-        A scalar; 1 is what the mean of the data would reach.
+        A scalar; 1 is what the mean would reach of data with this spread, less of data that varies less.
     """
     return ((ours.float() - target.float()) / spread).square().mean()

@@ -16,6 +16,7 @@ def match_tokens(tokens: Tensor, target: Tensor, spread: Tensor) -> Tensor:
         spread: (D,) standard deviation of the teacher's tokens.
 
     Returns:
-        A scalar; 1 is what the mean of the data would reach.
+        A scalar. The mean of the data reaches less than 1, as averages over regions vary less than the
+        single tokens that the spread is of: 0.61 with the real AugReg ViT-Ti and 48 tiles.
     """
     return measure_distance(tokens, target, spread)
