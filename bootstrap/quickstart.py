@@ -23,6 +23,7 @@ from sparse_vlm.checkpoint import load_encoder, load_provenance
 from .config import BootstrapConfig, read_config
 from .cost import count_gmacs, measure_speed
 from .evaluate import HeldOut
+from .figures import align
 from .memory import keep_freed_memory
 from .report import build_report
 from .scenes.__main__ import SUMMARY
@@ -77,7 +78,7 @@ def main(arguments: list[str] | None = None) -> None:
         write_atomic(page, build_report(Path(config.out), rows, note))
     except (ValueError, OSError, FloatingPointError) as error:
         raise SystemExit(f"quickstart: {error}") from None
-    print(_format(rows))
+    print(align(rows))
     print(f"\n{note}\n{minutes:.1f} minutes; encoder: {directory}; report: {page}")
 
 
@@ -183,15 +184,6 @@ def _rows(figures: dict[str, Any]) -> list[list[str]]:
             f"{speed['student']:.0f}",
         ],
     ]
-
-
-def _format(rows: list[list[str]]) -> str:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = []
-    for first, *others in rows:
-        cells = [first.ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(others, widths[1:], strict=True))]
-        lines.append("  ".join(cells))
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 
 from sparse_vlm.atomic import write_atomic
 
+from .figures import tabulate
 from .log import read_log
 
 _STYLE = """
@@ -67,7 +68,8 @@ def build_report(run: Path, rows: Sequence[Sequence[str]] = (), note: str = "") 
         provenance = json.loads((run / "encoder" / "provenance.json").read_text(encoding="utf-8"))
     parts = [
         "<h1>A SparseFormer, bootstrapped</h1>",
-        _table(rows or _default_rows(provenance)),
+        f"<p>{html.escape(describe_run(provenance, lines))}</p>",
+        _table(rows or _default_rows(provenance, lines)),
         f'<p class="note">{html.escape(note)}</p>' if note else "",
         "<h2>While training</h2>",
         _curves(lines),
@@ -93,16 +95,46 @@ def build_report(run: Path, rows: Sequence[Sequence[str]] = (), note: str = "") 
     )
 
 
-def _default_rows(provenance: Mapping[str, Any]) -> list[list[str]]:
-    figures = provenance.get("figures", {})
-    plain = {name: value for name, value in figures.items() if isinstance(value, float)}
-    return [["held-out figure", "value"], *([name, f"{value:.4f}"] for name, value in plain.items())]
+def describe_run(provenance: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> str:
+    """The head of the page: teacher, pictures, steps and tokens, as far as the run has come.
+
+    Args:
+        provenance: of the encoder directory; empty where the run is not finished.
+        lines: of the run's ``log.jsonl``.
+    """
+    if not provenance:
+        done = max((line["step"] for line in lines), default=0)
+        return f"Not finished: {done} steps so far."
+    parts = [f"Teacher {provenance['teacher']['name']}"]
+    if provenance.get("tokens"):
+        parts.append(f"{provenance['tokens']} tokens")
+    parts.append(f"{provenance['pictures_seen']:,} pictures seen in {provenance['steps']:,} steps")
+    judged = provenance.get("figures", {}).get("pictures")
+    if judged:
+        parts.append(f"judged on {judged:,} held-out pictures")
+    return "; ".join(parts) + "."
+
+
+def _default_rows(provenance: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """Figures of the end; of a run that is not finished, those of its last evaluation."""
+    if provenance:
+        return tabulate(provenance.get("figures", {}), provenance.get("tokens"))
+    scores = [line for line in lines if line["kind"] == "heldout"]
+    if not scores:
+        return []
+    last = scores[-1]["step"]
+    found = {
+        match[1]: line
+        for line in lines
+        if line["step"] == last and (match := _BY_TOKENS.fullmatch(line["kind"]))
+    }
+    return tabulate({**scores[-1], "by_tokens": found})
 
 
 def _table(rows: Sequence[Sequence[str]]) -> str:
     if len(rows) < 2:
         return (
-            '<p class="note">No held-out figures: the run is not finished, or had no held-out pictures.</p>'
+            '<p class="note">No held-out figures: there was no evaluation yet, or no held-out pictures.</p>'
         )
 
     def line(cells: Iterable[str], tag: str) -> str:
@@ -132,7 +164,8 @@ def draw_curves(lines: Sequence[Mapping[str, Any]]) -> Figure:
         axes.set_xlabel("step")
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False, fontsize=8)
+        if axes.lines:
+            axes.legend(frameon=False, fontsize=8)
     return figure
 
 
@@ -163,7 +196,8 @@ def _draw_lines(
     for name, title in titles.items():
         points = [(line["step"], line[name]) for line in lines if name in line]
         if points:
-            axes.plot(*zip(*points, strict=True), label=title, linewidth=1.6, marker=marker)
+            dot = marker or ("o" if len(points) == 1 else None)  # one point is no line
+            axes.plot(*zip(*points, strict=True), label=title, linewidth=1.6, marker=dot)
 
 
 def _curves(lines: Sequence[Mapping[str, Any]]) -> str:

@@ -1,0 +1,79 @@
+"""What a run says at its end, and the page of a run that is finished, or is not."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from bootstrap.config import read_config
+from bootstrap.figures import describe_end, format_figure, tabulate
+from bootstrap.report import build_report, describe_run, draw_curves
+from bootstrap.train import bootstrap, main
+
+Write = Callable[..., Path]
+FIGURES = {"cosine": 0.98765, "retrieval": 0.5, "agreement": 0.25, "pictures": 12}
+
+
+def test_figures_have_plain_names_and_shares_are_in_percent() -> None:
+    assert format_figure("cosine", 0.98765) == "0.9877"
+    assert format_figure("agreement", 0.25) == "25.0%"
+    assert tabulate(FIGURES) == [
+        ["held-out figure", "value"],
+        ["cosine of the embeddings", "0.9877"],
+        ["label agreement", "25.0%"],
+        ["nearest to the teacher's own embedding", "50.0%"],
+    ]
+    by_tokens = {"9": {**FIGURES, "agreement": 0.5}, "3": {**FIGURES, "agreement": 0.125}, "5": FIGURES}
+    rows = tabulate({**FIGURES, "by_tokens": by_tokens}, tokens=5)
+    assert rows[0] == ["held-out figure", "3 tokens", "5 tokens", "9 tokens"]
+    assert rows[2] == ["label agreement", "12.5%", "25.0%", "50.0%"]
+
+
+def test_a_run_ends_with_its_figures_and_the_next_command(
+    write_run: Write, heldout_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_run(steps=2, heldout={"source": str(heldout_folder), "tokens": [3]})
+    main([str(path)])
+    said = capsys.readouterr().err
+    assert "comparing teacher and student on 12 held-out pictures" in said
+    assert "held-out figure" in said
+    assert (
+        f"of 12 held-out pictures; the run as a page: python -m bootstrap.report {tmp_path / 'run'}" in said
+    )
+    figures = json.loads((tmp_path / "run" / "figures.json").read_text())
+    assert (figures["pictures"], figures["by_tokens"]["3"]["pictures"]) == (12, 12)
+    assert json.loads((tmp_path / "run" / "encoder" / "provenance.json").read_text())["figures"] == figures
+
+
+def test_without_held_out_pictures_a_run_says_so() -> None:
+    assert describe_end({}, 5, Path("runs/a b")) == (
+        "no held-out figures: the run has no heldout.source; curves: python -m bootstrap.report 'runs/a b'"
+    )
+
+
+def test_a_page_says_what_the_run_was(
+    write_run: Write, heldout_folder: Path, tiny_teacher: Path, tmp_path: Path
+) -> None:
+    heldout = {"source": str(heldout_folder), "tokens": [3], "every": 1}
+    encoder = bootstrap(read_config(write_run(steps=2, log_every=2, heldout=heldout)))
+    page = build_report(tmp_path / "run")
+    assert f"Teacher {tiny_teacher}; 5 tokens; 8 pictures seen in 2 steps; judged on 12 held-out" in page
+    assert "<th>3 tokens</th><th>5 tokens</th>" in page
+    assert "label agreement</td>" in page
+    shutil.rmtree(encoder)
+    page = build_report(tmp_path / "run")
+    assert "Not finished: 2 steps so far." in page
+    assert "<th>value</th><th>3 tokens</th>" in page
+    assert describe_run({}, []) == "Not finished: 0 steps so far."
+
+
+def test_a_single_entry_is_a_point_and_none_is_no_error() -> None:
+    once = [{"kind": "train", "step": 20, "loss": 2.0, "handover": 0.5}]
+    assert [line.get_marker() for line in draw_curves(once).axes[0].lines] == ["o", "o"]
+    twice = [*once, {"kind": "train", "step": 40, "loss": 1.0, "handover": 0.4, "tokens": 0.6}]
+    assert [line.get_marker() for line in draw_curves(twice).axes[0].lines] == ["None", "None", "o"]
+    assert not draw_curves([]).axes[0].lines
