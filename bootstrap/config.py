@@ -186,7 +186,8 @@ class HeldoutSettings:
     """Held-out pictures, never trained on.
 
     Attributes:
-        source: folder, tars or dataset, as in ``data.source``; None for no evaluation.
+        source: folder, tars or dataset, as in ``data.source``, that shares no picture with it; None for no
+            evaluation.
         kind: as ``data.kind``.
         split: as ``data.split``.
         column: as ``data.column``.
@@ -195,7 +196,7 @@ class HeldoutSettings:
             folder, to its class index (perhaps under the key ``labels``).
         classes: JSON file with ``classes`` and ``templates`` for zero-shot classification by a teacher
             with a text side.
-        limit: at most so many pictures.
+        limit: at most so many pictures, evenly spaced in the order of their paths.
         batch_size: pictures at once.
         every: evaluate every so many steps; 0 for only at the end.
         tokens: token counts (class token included) to report too, at every evaluation.
@@ -245,8 +246,8 @@ class BootstrapConfig:
         device: ``"auto"`` takes a GPU if there is one.
         seed: of weights and token counts; ``data.seed`` is that of order and views.
         log_every: write a log line every so many steps.
-        save_every: write a checkpoint every so many steps too; there is always one at the end, from before
-            the last evaluation.
+        save_every: write a checkpoint every so many steps too, from before the evaluation of that step; there
+            is always one at the end, from before the last evaluation.
         keep_checkpoints: delete older ones.
         figure: a photograph for the RoI picture; by default the first held-out picture.
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -13,17 +14,28 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
+from tqdm import tqdm
 
 from sparse_vlm.draw import draw_rois
 from sparse_vlm.encoder import SparseFormer
 from sparse_vlm.settings_words import describe_value
 
 from .config import HeldoutSettings
-from .data import AnySource, DataConfig, PictureSource, SkippedPictures, open_source, read_in_order
+from .data import (
+    AnySource,
+    DataConfig,
+    PictureSource,
+    SkippedPictures,
+    find_shared,
+    open_source,
+    read_in_order,
+)
 from .data.decode import BadPictureError, decode_picture
 from .teacher import Teacher
 
 _MAX_PIXELS = 80_000_000
+
+_log = logging.getLogger(__name__)
 
 
 class HeldOut:
@@ -36,12 +48,15 @@ class HeldOut:
     Args:
         settings: which pictures and labels.
         teacher: the teacher.
+        training: what the student is trained on; the held-out pictures must not be in it.
 
     Raises:
         ValueError: if pictures, truth or classes do not fit together.
     """
 
-    def __init__(self, settings: HeldoutSettings, teacher: Teacher) -> None:
+    def __init__(
+        self, settings: HeldoutSettings, teacher: Teacher, training: AnySource | None = None
+    ) -> None:
         if settings.source is None:
             raise ValueError("heldout.source names no pictures")
         self.settings = settings
@@ -51,11 +66,20 @@ class HeldOut:
             raise ValueError(
                 f"heldout.source {settings.source!r} is a stream; held-out pictures must lie on this disk"
             )
+        shared = find_shared(source, training) if training is not None else None
+        if shared is not None:
+            raise ValueError(
+                f"heldout.source {settings.source!r} and data.source share {shared}: held-out pictures are "
+                "never trained on, so name pictures for one of them that are not in the other"
+            )
         self.source = source
-        self.indices = list(range(min(settings.limit, len(source))))
+        self.indices = choose_evenly(len(source), settings.limit)
         self.skipped = SkippedPictures(source.title)
         self.kept: list[int] = []
         self.teacher_pooled = self._look_with_teacher(teacher)
+        if self.skipped.total:
+            _log.warning("held-out figures are of %d pictures: %s", len(self.kept), self.skipped.summary())
+        self.rows = {index: row for row, index in enumerate(self.kept)}
         self.labels, self.label_kind = _choose_labels(settings, teacher)
         if self.label_kind == "retrieval":
             self.labels = F.normalize(self.teacher_pooled, dim=-1)
@@ -88,31 +112,60 @@ class HeldOut:
         Returns:
             ``cosine`` (mean over pictures), ``agreement`` (share of pictures with the teacher's label),
             ``retrieval`` (share of pictures whose embedding is nearest to the teacher's of the same picture)
-            and, where the truth is known, ``top1``, ``teacher_top1`` and ``kept``, their ratio.
+            and, where the truth is known, ``top1``, ``teacher_top1`` and ``kept``, their ratio; last
+            ``pictures``, how many they are of.
+
+        Raises:
+            ValueError: if no picture can be read any more.
         """
-        was_training = encoder.training
-        encoder.eval()
-        pooled = torch.cat(
-            [
-                encoder(batch.images.to(encoder.device), num_tokens).pooled.float().cpu()
-                for batch in self._batches()
-            ]
-        )
-        encoder.train(was_training)
-        wanted = self.teacher_pooled
-        nearest = (F.normalize(pooled, dim=-1) @ F.normalize(wanted, dim=-1).T).argmax(dim=-1)
-        itself = torch.arange(len(wanted))
+        rows, pooled = self._look_with(encoder, num_tokens)
+        wanted = self.teacher_pooled[rows]
+        nearest = (F.normalize(pooled, dim=-1) @ F.normalize(self.teacher_pooled, dim=-1).T).argmax(dim=-1)
         figures = {
             "cosine": float(F.cosine_similarity(pooled, wanted, dim=-1).mean()),
-            "retrieval": float((nearest == itself).float().mean()),
+            "retrieval": float((nearest == rows).float().mean()),
         }
         ours, theirs = self._label(pooled), self._label(wanted)
         figures["agreement"] = float((ours == theirs).float().mean())
         if self.truth is not None:
-            figures["top1"] = float((ours == self.truth).float().mean())
-            figures["teacher_top1"] = float((theirs == self.truth).float().mean())
+            truth = self.truth[rows]
+            figures["top1"] = float((ours == truth).float().mean())
+            figures["teacher_top1"] = float((theirs == truth).float().mean())
             figures["kept"] = figures["top1"] / figures["teacher_top1"] if figures["teacher_top1"] else 0.0
-        return figures
+        return {**figures, "pictures": len(rows)}
+
+    def _look_with(self, encoder: SparseFormer, num_tokens: int | None) -> tuple[Tensor, Tensor]:
+        """The encoder's embeddings, and which rows of the teacher's they belong to.
+
+        Pictures are read anew each time, so one that the teacher saw may be gone, or the other way round.
+        """
+        was_training = encoder.training
+        encoder.eval()
+        rows: list[int] = []
+        pooled = []
+        skipped = SkippedPictures(self.source.title)
+        with tqdm(total=len(self.indices), unit="pic", desc="held-out", leave=False, disable=None) as bar:
+            for batch in self._batches(skipped):
+                known = [place for place, index in enumerate(batch.indices.tolist()) if index in self.rows]
+                if known:
+                    rows += [self.rows[int(batch.indices[place])] for place in known]
+                    images = batch.images[known].to(encoder.device)
+                    pooled.append(encoder(images, num_tokens).pooled.float().cpu())
+                bar.update(len(batch.indices))
+        encoder.train(was_training)
+        if not pooled:
+            raise ValueError(
+                f"heldout.source {self.settings.source!r}: none of its {len(self.kept)} pictures can be read "
+                "any more; put them back and run the command again, which goes on from the newest checkpoint"
+            )
+        if len(rows) < len(self.kept):
+            _log.warning(
+                "these held-out figures are of %d pictures and not of %d, others cannot be read any more: %s",
+                len(rows),
+                len(self.kept),
+                skipped.summary(),
+            )
+        return torch.tensor(rows), torch.cat(pooled)
 
     def _label(self, pooled: Tensor) -> Tensor:
         if self.labels is None:
@@ -186,6 +239,13 @@ class HeldOut:
             return decode_picture(Path(path).read_bytes(), _MAX_PIXELS)
         except (OSError, BadPictureError) as error:
             raise ValueError(f"figure={path} is no picture that can be read: {error}") from error
+
+
+def choose_evenly(count: int, limit: int) -> list[int]:
+    """At most ``limit`` of ``count`` places, evenly spaced: of class folders, some of every class."""
+    if count <= limit:
+        return list(range(count))
+    return [place * count // limit for place in range(limit)]
 
 
 @torch.inference_mode()

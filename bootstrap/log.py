@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -48,7 +49,12 @@ class RunLog:
 
             self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
         except ImportError:
-            self.bar.write("TensorBoard is not installed: curves go to log.jsonl only")
+            self.say("TensorBoard is not installed: curves go to log.jsonl only")
+
+    def has(self, kind: str, step: int) -> bool:
+        """Whether there are figures of a kind and a step already."""
+        lines = read_log(self.path) if self.is_main and self.path.is_file() else []
+        return any((line.get("kind"), line.get("step")) == (kind, step) for line in lines)
 
     def advance(self, pictures: int) -> None:
         """Move the bar."""
@@ -58,7 +64,7 @@ class RunLog:
     def say(self, text: str) -> None:
         """A line above the bar."""
         if self.bar is not None:
-            self.bar.write(text)
+            self.bar.write(text, file=sys.stderr)
 
     def write(self, step: int, figures: Mapping[str, float], kind: str = "train") -> None:
         """Add one line of figures to the log and the charts, and the losses to the bar."""
@@ -84,23 +90,25 @@ class RunLog:
     def close(self) -> None:
         """Flush and close everything."""
         if self.bar is not None:
-            self.bar.close()
+            self.bar.close()  # closing twice does nothing
         if self.board is not None:
             self.board.close()
 
     def _drop_after(self, step: int) -> None:
         if not self.path.is_file():
             return
-        kept = [line for line in read_log(self.path) if line["step"] <= step]
+        kept = [line for line in read_log(self.path) if line.get("step", 0) <= step]
         write_atomic(self.path, "".join(json.dumps(line) + "\n" for line in kept))
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The lines of a ``log.jsonl``; a last line cut short by a kill is left out."""
+    """The lines of a ``log.jsonl``; what is no whole line, as a kill may leave it, is left out."""
     lines = []
     for text in path.read_text(encoding="utf-8").splitlines():
         try:
-            lines.append(json.loads(text))
+            line = json.loads(text)
         except json.JSONDecodeError:
             continue
+        if isinstance(line, dict):
+            lines.append(line)
     return lines

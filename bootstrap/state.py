@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sparse_vlm.atomic import atomic_directory, write_atomic
+from sparse_vlm.checkpoint import WEIGHTS_FILE, save_encoder
 from sparse_vlm.encoder import SparseFormer
 
 from .data import PictureStream
@@ -22,6 +24,8 @@ from .optim import WeightAverage
 from .student import Spreads
 
 _NAME = re.compile(r"step_(\d{8})")
+# An encoder directory inside a checkpoint; older ones have the weights alone, in a file of this name.
+_ENCODER, _BARE_WEIGHTS = "encoder", "encoder.safetensors"
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -57,7 +61,11 @@ def save_state(
         return None
     path = folder / f"step_{step:08d}"
     with atomic_directory(path) as target:
-        save_file(_on_cpu(encoder.state_dict()), str(target / "encoder.safetensors"))
+        save_encoder(
+            encoder,
+            target / _ENCODER,
+            {"made_by": "bootstrap.train, at a checkpoint", "steps": step, "teacher_sha256": teacher_hash},
+        )
         save_file(_on_cpu(spreads._asdict()), str(target / "spreads.safetensors"))
         if engine.keeps_optimiser and engine.optimiser is not None:
             save_file(_optimiser_state(encoder, engine.optimiser), str(target / "optimiser.safetensors"))
@@ -89,39 +97,71 @@ def load_state(
     """Put everything back as it was; returns the step.
 
     Raises:
-        ValueError: if the checkpoint was written by another number of processes, beside another teacher, or
-            does not fit.
+        ValueError: if the checkpoint was written by another number of processes, beside another teacher, is
+            damaged, or does not fit.
     """
-    state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+    state = _read_state(path)
     if state.get("teacher_sha256", teacher_hash) != teacher_hash:
         raise ValueError(
             f"{path} was written beside a teacher with other weights than teacher.name has now: give it back "
             "its own, or start a new run"
         )
     if len(state["streams"]) != engine.world_size:
-        raise ValueError(
-            f"{path} was written by {len(state['streams'])} processes, this run has {engine.world_size}: "
-            "start as many, or start a new run from its encoder with student.start_from"
-        )
-    encoder.load_state_dict(load_file(str(path / "encoder.safetensors")), strict=True)
+        raise ValueError(_describe_processes(path, len(state["streams"]), engine.world_size))
+    bare = path / _BARE_WEIGHTS
+    weights = bare if bare.is_file() else path / _ENCODER / WEIGHTS_FILE
+    encoder.load_state_dict(_read_tensors(weights, path), strict=True)
     if engine.keeps_optimiser and engine.optimiser is not None:
-        _restore_optimiser(encoder, engine.optimiser, load_file(str(path / "optimiser.safetensors")))
+        _restore_optimiser(encoder, engine.optimiser, _read_tensors(path / "optimiser.safetensors", path))
     else:
         engine.load_shards(path.parent / path.name.replace("step_", "shards_"))
     if average is not None:
         average.shadow = {
             name: value.to(encoder.device)
-            for name, value in load_file(str(path / "average.safetensors")).items()
+            for name, value in _read_tensors(path / "average.safetensors", path).items()
         }
         average.updates = int(state["average_updates"])
     stream.load_state_dict(state["streams"][engine.rank])
-    _restore_random(load_file(str(path / f"random_{engine.rank}.safetensors")))
+    _restore_random(_read_tensors(path / f"random_{engine.rank}.safetensors", path))
     return int(state["step"])
 
 
 def load_spreads(path: Path) -> Spreads:
     """The units of the squared distances that a run began with."""
-    return Spreads(**load_file(str(path / "spreads.safetensors")))
+    return Spreads(**_read_tensors(path / "spreads.safetensors", path))
+
+
+def _describe_processes(path: Path, theirs: int, ours: int) -> str:
+    said = f"{path} was written by {theirs} processes, this run has {ours}: start as many"
+    if not (path / _ENCODER).is_dir():
+        return said + ", or start anew in another directory"
+    return said + (
+        f", or begin another run from its weights with out=… student.start_from={path / _ENCODER} "
+        "student.architecture={}"
+    )
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    try:
+        state = dict(json.loads((path / "state.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise _damaged(path / "state.json", path, error) from error
+    return state
+
+
+def _read_tensors(file: Path, checkpoint: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(str(file))
+    except (OSError, SafetensorError) as error:
+        raise _damaged(file, checkpoint, error) from error
+
+
+def _damaged(file: Path, checkpoint: Path, error: Exception) -> ValueError:
+    """A file of a checkpoint that cannot be read, and what to do."""
+    what = "missing" if isinstance(error, FileNotFoundError) else f"damaged ({error})"
+    older = [path for path in list_checkpoints(checkpoint.parent) if path.name < checkpoint.name]
+    then = f"go on from {older[-1].name}" if older else "begin at the first step"
+    return ValueError(f"{file} is {what}: delete {checkpoint} to {then} with the same command")
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:

@@ -11,6 +11,7 @@ import json
 import math
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,11 @@ from sparse_vlm.inherit import InheritPlan, freeze
 from sparse_vlm.settings import settings_to_dict
 
 from .config import BootstrapConfig, read_config
-from .data import PictureSource, PictureStream, build_stream
+from .data import PictureSource, PictureStream, build_stream, check_outside
 from .distributed import TorchEngine, build_engine
 from .evaluate import HeldOut, draw_focus
+from .figures import describe_end, format_figures
+from .lock import LOCK_FILE, lock_directory
 from .log import RunLog
 from .loop import Run, run_loop
 from .memory import keep_freed_memory
@@ -43,6 +46,7 @@ _MEASURED_PICTURES = 256
 _SETTINGS_FILE, _INHERITANCE_FILE = "config.yaml", "inheritance.txt"
 # Settings that a resumed run may change: they decide nothing about the weights, but for the rounding of
 # targets that are stored.
+_FREE_OF_DATA = ("workers", "max_bad_share")
 _FREE = ("out", "log_every", "save_every", "keep_checkpoints", "figure", "heldout", "targets", "device")
 
 
@@ -63,18 +67,19 @@ def bootstrap(config: BootstrapConfig) -> Path:
     out = Path(config.out)
     engine = build_engine(config)
     try:
-        finished = (out / "encoder" / "config.json").is_file()
         if engine.is_main:
             _check_place(out, config)
-            if not finished:
-                out.mkdir(parents=True, exist_ok=True)
-                settings = yaml.safe_dump(_to_plain(config), sort_keys=False)
-                write_atomic(out / _SETTINGS_FILE, settings)
-        engine.gather(None)
-        if finished:
+        if (out / "encoder" / "config.json").is_file():
             print(f"this run is finished: {out / 'encoder'}", file=sys.stderr)
             return out / "encoder"
-        return _Bootstrap(config, out, engine).run()
+        with ExitStack() as stack:
+            if engine.is_main:
+                out.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(lock_directory(out))
+                settings = yaml.safe_dump(_to_plain(config), sort_keys=False)
+                write_atomic(out / _SETTINGS_FILE, settings)
+            engine.gather(None)
+            return _Bootstrap(config, out, engine).run()
     finally:
         engine.close()
 
@@ -93,6 +98,7 @@ class _Bootstrap:
         student = config.student
         self.plan = InheritPlan.thirds(self.teacher.spec.depth, student.drop, student.tune, student.freeze)
         self.stream = self._open_stream(engine.rank, engine.world_size)
+        check_outside(out, self.stream.source)
         checkpoints = list_checkpoints(self.checkpoints)
         self.resumed = checkpoints[-1] if checkpoints else None
         # Workers draw a seed of their own: how many there are must not be in the weights.
@@ -118,7 +124,8 @@ class _Bootstrap:
                 self.resumed, self.encoder, engine, self.stream, self.average, self.teacher_hash
             )
         heldout = config.heldout.source is not None and engine.is_main
-        self.heldout = HeldOut(config.heldout, self.teacher) if heldout else None
+        training = self.stream.source
+        self.heldout = HeldOut(config.heldout, self.teacher, training) if heldout else None
         # Looked at once before hours of training, not only after them.
         self.picture = self.heldout.picture(config.figure) if self.heldout is not None else None
         if config.teacher.precision == "bf16":
@@ -136,6 +143,8 @@ class _Bootstrap:
         if self.step:
             self.log.say(f"going on from {self.resumed} (step {self.step})")
         try:
+            if self._is_evaluated_after(self.step) and not self.log.has("heldout", self.step):
+                self._evaluate(self.step)  # what ended the run before came between checkpoint and figures
             run_loop(
                 Run(
                     self.config,
@@ -196,7 +205,7 @@ class _Bootstrap:
         check_architecture(architecture, spec, self.plan.drop, "student.architecture")
         encoder = build_encoder(architecture, spec.transform)
         report = inherit_teacher(encoder, self.teacher, self.plan, cls_state)
-        if self.engine.is_main:
+        if self.engine.is_main and self.resumed is None:  # weights of a checkpoint take their place otherwise
             write_atomic(self.out / _INHERITANCE_FILE, report.table(every_tensor=True) + "\n")
             print(report, file=sys.stderr)
         return encoder
@@ -240,8 +249,7 @@ class _Bootstrap:
 
     def _every(self, done: int) -> None:
         config, last = self.config, done == self.config.steps
-        if config.heldout.every and done % config.heldout.every == 0 and not last:
-            self._evaluate(done)
+        # Saved first: whatever ends an evaluation must not take the steps before it along.
         if last or (config.save_every and done % config.save_every == 0):
             save_state(
                 self.checkpoints,
@@ -254,6 +262,12 @@ class _Bootstrap:
                 config.keep_checkpoints,
                 self.teacher_hash,
             )
+        if self._is_evaluated_after(done):
+            self._evaluate(done)
+
+    def _is_evaluated_after(self, done: int) -> bool:
+        every = self.config.heldout.every
+        return every > 0 and done % every == 0 and 0 < done < self.config.steps
 
     def _evaluate(self, step: int) -> dict[str, Any]:
         """Held-out figures, those of other token counts under ``by_tokens``, and a picture of the RoIs."""
@@ -278,12 +292,15 @@ class _Bootstrap:
         for count, scores in by_tokens.items():
             self.log.write(step, scores, kind=f"heldout_{count}_tokens")
         self.log.picture(step, picture)
-        self.log.say(f"step {step}: " + ", ".join(f"{name} {value:.4f}" for name, value in figures.items()))
+        if step < self.config.steps:  # the last ones are in the table at the end
+            self.log.say(f"step {step}: " + format_figures(figures))
         if by_tokens:
             return {**figures, "by_tokens": {str(count): scores for count, scores in by_tokens.items()}}
         return {**figures}
 
     def _finish(self, seconds: float) -> Path:
+        if self.heldout is not None:
+            self.log.say(f"comparing teacher and student on {len(self.heldout.kept)} held-out pictures")
         figures = self._evaluate(self.config.steps)
         directory = self.out / "encoder"
         if self.engine.is_main:
@@ -291,6 +308,8 @@ class _Bootstrap:
                 # The directory appears last: its being there says that the run is finished.
                 write_json(self.out / "figures.json", figures)
                 self.encoder.save(directory, self._describe(figures, seconds))
+            self.log.close()
+            print(describe_end(figures, self.encoder.config.num_tokens, self.out), file=sys.stderr)
         self.engine.gather(None)
         return directory
 
@@ -310,6 +329,7 @@ class _Bootstrap:
                 "fingerprint": self.stream.source.fingerprint(),
                 "skipped": self.stream.skipped.summary(),
             },
+            "tokens": self.encoder.config.num_tokens,
             "steps": config.steps,
             "pictures_seen": config.steps * self._pictures_a_step,
             "seconds_since_last_start": round(seconds, 1),
@@ -333,27 +353,39 @@ def _check_place(out: Path, config: BootstrapConfig) -> None:
     if out.exists() and not out.is_dir():
         raise ValueError(f"out={out} is a file: name a directory")
     if path.is_file():
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-        theirs: dict[str, Any] = found if isinstance(found, dict) else {}
-        begun = {entry.name for entry in out.iterdir()} - {_SETTINGS_FILE, _INHERITANCE_FILE}
+        theirs = _read_settings(path)
+        begun = {entry.name for entry in out.iterdir()} - {_SETTINGS_FILE, _INHERITANCE_FILE, LOCK_FILE}
         if not begun and theirs.keys() == ours.keys():
             return  # left by a start that failed before the first step
         changed = [key for key in ours if key not in _FREE and theirs.get(key) != ours[key]]
-        changed = [key for key in changed if key != "data" or _without_workers(theirs, ours)]
+        changed = [key for key in changed if key != "data" or _differ_in_data(theirs, ours)]
         if changed:
             raise ValueError(
                 f"{out} holds a run with other settings ({', '.join(changed)}): resume it with its own, "
                 f"{path}, or name another directory with out=…"
             )
-    elif out.is_dir() and any(out.iterdir()):
+    elif out.is_dir() and any(entry.name != LOCK_FILE for entry in out.iterdir()):
         raise ValueError(f"{out} is not empty and holds no run: name another directory with out=…")
 
 
-def _without_workers(theirs: dict[str, Any], ours: dict[str, Any]) -> bool:
-    """Whether the data settings differ in more than the number of workers."""
-    left, right = dict(theirs.get("data", {})), dict(ours["data"])
-    left.pop("workers", None)
-    right.pop("workers", None)
+def _read_settings(path: Path) -> dict[str, Any]:
+    """The resolved settings of an earlier start."""
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        said = " ".join(str(error).split())
+        raise ValueError(
+            f"{path} is damaged ({said}): put it back as it was, or name another directory with out=…"
+        ) from None
+    return found if isinstance(found, dict) else {}
+
+
+def _differ_in_data(theirs: dict[str, Any], ours: dict[str, Any]) -> bool:
+    """Whether the data settings differ in what decides about pictures and their order."""
+    left, right = dict(theirs.get("data") or {}), dict(ours["data"])
+    for key in _FREE_OF_DATA:
+        left.pop(key, None)
+        right.pop(key, None)
     return left != right
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bootstrap.data.config import DataConfig
 from bootstrap.data.decode import BadPictureError, decode_picture
+from bootstrap.data.overlap import check_outside, find_shared
 from bootstrap.data.places import open_source
 from bootstrap.data.skipped import SkippedPictures
 from bootstrap.data.source import AnySource, PictureSource, ShardSource, SubsetSource, hold_out
@@ -23,7 +24,9 @@ __all__ = [
     "SubsetSource",
     "TrainView",
     "build_stream",
+    "check_outside",
     "decode_picture",
+    "find_shared",
     "hold_out",
     "open_source",
     "read_in_order",

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import accumulate
+from pathlib import Path
 
-from bootstrap.data.source import PictureSource, digest
+from bootstrap.data.source import OnDisk, PictureSource, digest
 
 
 class ConcatSource:
@@ -33,6 +34,12 @@ class ConcatSource:
         """Its name in its own source."""
         source, inner = self._locate(index)
         return source.name(inner)
+
+    def files(self) -> Iterator[Path]:
+        """Those of all sources that can name theirs."""
+        for source in self.sources:
+            if isinstance(source, OnDisk):
+                yield from source.files()
 
     def fingerprint(self) -> str:
         """Of all sources, in their order."""

@@ -51,6 +51,10 @@ class FolderSource:
         """Path below the folder."""
         return self.paths[index]
 
+    def files(self) -> Iterator[Path]:
+        """The pictures' paths."""
+        return (self.folder / path for path in self.paths)
+
     def fingerprint(self) -> str:
         """Of all paths and sizes, as they were when it was first asked for."""
         if self._fingerprint is None:

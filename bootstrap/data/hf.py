@@ -64,6 +64,10 @@ class HfSource:
         path = cell.get("path") if isinstance(cell, dict) else None
         return f"row {index} ({path})" if path else f"row {index}"
 
+    def files(self) -> list[Path]:
+        """The tables that the rows are read from (of parquet: their copies in the cache of datasets)."""
+        return [Path(entry["filename"]) for entry in self._rows.cache_files]
+
     def fingerprint(self) -> str:
         """Of the number of rows, the column, and some rows' names and contents: most rows have no names."""
         rows = range(0, len(self), max(len(self) // 16, 1))

@@ -74,6 +74,10 @@ class StreamedShards:
                     return
                 time.sleep(self.pause_seconds * 2 ** (failures - 1))
 
+    def files(self) -> list[Path]:
+        """The shards that lie on this disk."""
+        return [Path(shard) for shard in self.shards if Path(shard).is_file()]
+
     def fingerprint(self) -> str:
         """Of the shards' names."""
         return digest(self.shards)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
@@ -69,6 +70,14 @@ class ShardSource(Protocol):
 
     def fingerprint(self) -> str:
         """Changes when shards are added or removed."""
+
+
+@runtime_checkable
+class OnDisk(Protocol):
+    """A source that can say which files it reads."""
+
+    def files(self) -> Iterable[Path]:
+        """Pictures, tars or tables on this disk."""
 
 
 AnySource: TypeAlias = "PictureSource | ShardSource"

@@ -124,6 +124,10 @@ class TarSource:
         shard, member = self._locate(index)
         return f"{Path(self.shards[shard]).name}/{self._indices[shard].names[member]}"
 
+    def files(self) -> list[Path]:
+        """The tars."""
+        return [Path(shard) for shard in self.shards]
+
     def fingerprint(self) -> str:
         """Of the names and sizes of all members."""
         return digest(

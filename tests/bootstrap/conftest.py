@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,12 @@ def picture_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             folder / f"{number % 3}_x{number}.png"
         )
     return folder
+
+
+@pytest.fixture(scope="session")
+def heldout_folder(picture_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same pictures in files of their own."""
+    return Path(shutil.copytree(picture_folder, tmp_path_factory.mktemp("heldout") / "pictures"))
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -13,11 +14,13 @@ import torch.nn.functional as F
 
 from bootstrap.config import HeldoutSettings
 from bootstrap.cost import count_gmacs, measure_speed
-from bootstrap.evaluate import HeldOut
+from bootstrap.data import DataConfig, open_source
+from bootstrap.evaluate import HeldOut, choose_evenly
 from bootstrap.teacher import Teacher, inherit_teacher, load_teacher, spec_to_config
 from sparse_vlm import SparseFormer, build_encoder
 from sparse_vlm.inherit import InheritPlan
 from tests.bootstrap.conftest import TINY_STUDENT
+from tests.bootstrap.picture_files import write_tar
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +75,7 @@ def test_a_perfect_student_scores_one(teacher: Teacher, picture_folder: Path) ->
     heldout = HeldOut(HeldoutSettings(source=str(picture_folder), batch_size=5), teacher)
     assert heldout.label_kind == "retrieval"
     scores = heldout.score(_Same(teacher))  # type: ignore[arg-type]
-    assert scores == {"cosine": pytest.approx(1.0), "retrieval": 1.0, "agreement": 1.0}
+    assert scores == {"cosine": pytest.approx(1.0), "retrieval": 1.0, "agreement": 1.0, "pictures": 12}
 
 
 def test_scores_are_those_of_a_plain_loop(
@@ -86,7 +89,8 @@ def test_scores_are_those_of_a_plain_loop(
     cosines, right = [], 0
     with torch.no_grad():
         images = [
-            student.transform(heldout.picture(str(picture_folder / heldout.source.name(i)))) for i in range(7)
+            student.transform(heldout.picture(str(picture_folder / heldout.source.name(i))))
+            for i in (0, 1, 3, 5, 6, 8, 10)  # seven of twelve, evenly spaced
         ]
         ours = [student(image.unsqueeze(0), 3).pooled[0] for image in images]
         theirs = [teacher(image.unsqueeze(0)).pooled[0] for image in images]
@@ -96,6 +100,69 @@ def test_scores_are_those_of_a_plain_loop(
         right += similarity.index(max(similarity)) == index
     assert scores["cosine"] == pytest.approx(sum(cosines) / 7, abs=1e-5)
     assert scores["retrieval"] == pytest.approx(right / 7)
+    assert scores["pictures"] == 7
+
+
+def test_a_limit_takes_pictures_of_every_class() -> None:
+    assert choose_evenly(6, 10) == choose_evenly(6, 6) == [0, 1, 2, 3, 4, 5]
+    chosen = choose_evenly(1000 * 50, 1000)
+    assert {place // 50 for place in chosen} == set(range(1000))
+    assert choose_evenly(7, 3) == [0, 2, 4]
+
+
+def test_pictures_that_come_and_go_are_compared_with_themselves(
+    teacher: Teacher, picture_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = Path(shutil.copytree(picture_folder, tmp_path / "some"))
+    names = sorted(path.name for path in folder.iterdir())
+    whole = (folder / names[2]).read_bytes()
+    (folder / names[2]).write_bytes(b"broken")
+    heldout = HeldOut(HeldoutSettings(source=str(folder), batch_size=5), teacher)
+    assert "held-out figures are of 11 pictures" in caplog.text
+    assert "1 of 12 pictures skipped (1 not a picture)" in caplog.text
+    perfect = {"cosine": pytest.approx(1.0), "retrieval": 1.0, "agreement": 1.0}
+    same: Any = _Same(teacher)
+    assert heldout.score(same) == {**perfect, "pictures": 11}
+    # One is back and another is gone: as many as before, but not the same.
+    (folder / names[2]).write_bytes(whole)
+    (folder / names[7]).unlink()
+    assert heldout.score(same) == {**perfect, "pictures": 10}
+    assert "these held-out figures are of 10 pictures and not of 11" in caplog.text
+    shutil.rmtree(folder)
+    with pytest.raises(ValueError, match=r"none of its 11 pictures can be read any more; put them back"):
+        heldout.score(same)
+
+
+@pytest.mark.parametrize("kind", ["folder", "link", "tar", "list", "rows"])
+def test_held_out_pictures_are_not_those_of_the_training(
+    kind: str, teacher: Teacher, picture_folder: Path, tmp_path: Path
+) -> None:
+    below = Path(shutil.copytree(picture_folder, tmp_path / "all" / "val"))
+    training, heldout = [str(tmp_path / "all")], str(below)
+    if kind == "link":
+        (tmp_path / "other").mkdir()
+        (tmp_path / "other" / "one.png").symlink_to(next(below.iterdir()))
+        training = [str(tmp_path / "other")]
+    elif kind == "tar":
+        write_tar(tmp_path / "a.tar", {path.name: path.read_bytes() for path in below.iterdir()})
+        training, heldout = [str(tmp_path / "*.tar")], str(tmp_path / "a.tar")
+    elif kind == "list":
+        training.insert(0, str(picture_folder))
+    elif kind == "rows":
+        datasets = pytest.importorskip("datasets")
+        rows = [{"jpg": path.read_bytes()} for path in below.iterdir()]
+        table = datasets.Dataset.from_list(rows)
+        datasets.DatasetDict({"train": table, "test": table}).save_to_disk(tmp_path / "hf")
+        other = DataConfig(str(tmp_path / "hf"), split="train")
+        settings = HeldoutSettings(source=str(tmp_path / "hf"), split="test")
+        HeldOut(settings, teacher, open_source(other))
+        with pytest.raises(ValueError, match=r"and data\.source share"):
+            HeldOut(dataclasses.replace(settings, split="train"), teacher, open_source(other))
+        return
+    source = open_source(DataConfig(training[0] if len(training) == 1 else tuple(training)))
+    with pytest.raises(ValueError, match=r"heldout\.source '.*' and data\.source share /"):
+        HeldOut(HeldoutSettings(source=heldout), teacher, source)
+    HeldOut(HeldoutSettings(source=str(picture_folder)), teacher, open_source(DataConfig(str(below))))
 
 
 def test_zero_shot_labels_and_truth(

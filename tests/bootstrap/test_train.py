@@ -48,9 +48,9 @@ def _assert_equal(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor])
 
 
 def test_a_run_leaves_an_encoder_that_came_closer(
-    write_run: Write, picture_folder: Path, tmp_path: Path
+    write_run: Write, heldout_folder: Path, tmp_path: Path
 ) -> None:
-    heldout = {"source": str(picture_folder), "every": 10, "tokens": [3, 10]}
+    heldout = {"source": str(heldout_folder), "every": 10, "tokens": [3, 10]}
     path = write_run(
         steps=40, save_every=20, heldout=heldout, optimiser={"lr": 5e-3, "warmup_steps": 2, "ema": 0.5}
     )
@@ -227,9 +227,9 @@ def test_a_run_is_not_taken_up_beside_another_teacher(
 
 
 def test_nothing_is_lost_if_the_end_goes_wrong(
-    write_run: Write, picture_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    write_run: Write, heldout_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = {"save_every": 0, "heldout": {"source": str(picture_folder)}}
+    settings = {"save_every": 0, "heldout": {"source": str(heldout_folder)}}
     whole = bootstrap(read_config(write_run("whole", **settings)))
     path = write_run("broken", **settings)
     with monkeypatch.context() as patch:
@@ -244,9 +244,9 @@ def test_nothing_is_lost_if_the_end_goes_wrong(
     assert load_provenance(whole)["figures"] == load_provenance(tmp_path / "broken" / "encoder")["figures"]
 
 
-def test_a_spoiled_model_is_named_before_it_is_evaluated(write_run: Write, picture_folder: Path) -> None:
+def test_a_spoiled_model_is_named_before_it_is_evaluated(write_run: Write, heldout_folder: Path) -> None:
     optimiser = {"lr": 1e30, "cortex_lr": 1e30, "warmup_steps": 0}
-    heldout = {"source": str(picture_folder), "every": 1}
+    heldout = {"source": str(heldout_folder), "every": 1}
     path = write_run(steps=30, save_every=0, log_every=30, optimiser=optimiser, heldout=heldout)
     with pytest.raises(FloatingPointError, match=r"lower optimiser.lr"):
         bootstrap(read_config(path))
@@ -297,7 +297,7 @@ def test_nan_loss_stops_before_anything_is_spoiled(write_run: Write, tmp_path: P
         bootstrap(read_config(path))
     assert not (tmp_path / "run" / "encoder").exists()
     for checkpoint in list_checkpoints(tmp_path / "run" / "checkpoints"):
-        state = load_file(str(checkpoint / "encoder.safetensors"))
+        state = load_file(str(checkpoint / "encoder" / "model.safetensors"))
         assert all(value.isfinite().all() for value in state.values()), checkpoint
 
 
@@ -336,12 +336,12 @@ def test_bad_settings_end_with_one_sentence(
     changes: dict[str, Any],
     message: str,
     write_run: Write,
-    picture_folder: Path,
+    heldout_folder: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     if changes.get("heldout", {}).get("source") == "PICTURES":
-        changes = {**changes, "heldout": {**changes["heldout"], "source": str(picture_folder)}}
+        changes = {**changes, "heldout": {**changes["heldout"], "source": str(heldout_folder)}}
     with pytest.raises(SystemExit, match=message) as stopped:
         main([str(write_run(**changes))])
     assert str(stopped.value).startswith("bootstrap: ")
@@ -402,8 +402,8 @@ def test_a_run_that_was_moved_is_still_the_same(write_run: Write, tmp_path: Path
     assert bootstrap(read_config(write_run(), (f"out={moved}",))) == moved / "encoder"
 
 
-def test_a_start_that_failed_leaves_the_place_free(write_run: Write, picture_folder: Path) -> None:
-    heldout = {"source": str(picture_folder), "truth": "/nowhere.json"}
+def test_a_start_that_failed_leaves_the_place_free(write_run: Write, heldout_folder: Path) -> None:
+    heldout = {"source": str(heldout_folder), "truth": "/nowhere.json"}
     with pytest.raises(ValueError, match=r"heldout\.truth"):
         bootstrap(read_config(write_run(heldout=heldout)))
     assert bootstrap(read_config(write_run(steps=1, batch_size=3))).is_dir()
