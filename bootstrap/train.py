@@ -76,6 +76,7 @@ def bootstrap(config: BootstrapConfig) -> Path:
             if engine.is_main:
                 out.mkdir(parents=True, exist_ok=True)
                 stack.enter_context(lock_directory(out))
+                _warn_of_warmup(config)
                 settings = yaml.safe_dump(_to_plain(config), sort_keys=False)
                 write_atomic(out / _SETTINGS_FILE, settings)
             engine.gather(None)
@@ -387,6 +388,15 @@ def _differ_in_data(theirs: dict[str, Any], ours: dict[str, Any]) -> bool:
         left.pop(key, None)
         right.pop(key, None)
     return left != right
+
+
+def _warn_of_warmup(config: BootstrapConfig) -> None:
+    if config.optimiser.warmup_steps > config.steps:
+        print(
+            f"optimiser.warmup_steps={config.optimiser.warmup_steps} is more than steps={config.steps}: the "
+            "learning rate ends before it has reached its peak",
+            file=sys.stderr,
+        )
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from bootstrap.data.decode import EXTENSIONS, BadPictureError
 from bootstrap.data.source import digest
+
+_log = logging.getLogger(__name__)
 
 
 class FolderSource:
@@ -31,10 +34,9 @@ class FolderSource:
         self.paths = sorted(_walk(self.folder))
         self._fingerprint: str | None = None
         if not self.paths:
-            hint = "; it holds tars: set data.kind to tars" if any(self.folder.glob("*.tar*")) else ""
             raise ValueError(
                 f"no pictures in folder {self.title!r}: looked in it and below for "
-                f"{' '.join(EXTENSIONS)}{hint}"
+                f"{' '.join(EXTENSIONS)}{_hint(self.folder)}"
             )
 
     def __len__(self) -> int:
@@ -68,9 +70,25 @@ class FolderSource:
             return -1
 
 
+def _hint(folder: Path) -> str:
+    """What a folder without pictures holds instead."""
+    for pattern, what, kind in (
+        ("*.tar*", "tars", "tars"),
+        ("*.parquet", "parquet files", "hf"),
+        ("*.arrow", "arrow files", "hf"),
+    ):
+        if any(folder.rglob(pattern)):
+            return f"; it holds {what}: set data.kind to {kind}"
+    return ""
+
+
+def _warn(error: OSError) -> None:
+    _log.warning("%s cannot be read (%s): its pictures are left out", error.filename, error.strerror)
+
+
 def _walk(folder: Path) -> Iterator[str]:
     seen: set[tuple[int, int]] = set()
-    for directory, below, files in os.walk(folder, followlinks=True):
+    for directory, below, files in os.walk(folder, followlinks=True, onerror=_warn):
         status = Path(directory).stat()
         if (status.st_dev, status.st_ino) in seen:  # a link back up
             below.clear()

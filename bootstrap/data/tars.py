@@ -15,6 +15,7 @@ import os
 import tarfile
 import zipfile
 from collections import OrderedDict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,7 +30,7 @@ from sparse_vlm.strict_tar import StrictTarInfo
 
 _log = logging.getLogger(__name__)
 
-_INDEX_VERSION = "3"
+_INDEX_VERSION = "4"
 _MOST_OPEN_FILES = 64
 
 
@@ -93,6 +94,7 @@ class TarSource:
             if index.damage:
                 found = len(index.names)
                 _log.warning("tar %s is damaged after %d pictures: %s", shard, found, index.damage)
+        _warn_of_left_out(title, indices)
         self._starts = np.cumsum([0] + [len(index.offsets) for index in indices])
         self._indices = indices
         self._files: OrderedDict[int, int] = OrderedDict()
@@ -171,12 +173,31 @@ class TarIndex(NamedTuple):
         offsets: of their bytes in the tar.
         sizes: of their bytes.
         damage: what keeps the rest of the tar from being read; empty where nothing does.
+        cut: pictures left out because their names are another's up to the first dot.
+        links: names of pictures that are links, which hold none.
     """
 
     names: list[str]
     offsets: np.ndarray
     sizes: np.ndarray
     damage: str = ""
+    cut: int = 0
+    links: int = 0
+
+
+def _warn_of_left_out(title: str, indices: Sequence[TarIndex]) -> None:
+    found = sum(len(index.names) for index in indices)
+    cut, links = sum(index.cut for index in indices), sum(index.links for index in indices)
+    if cut:
+        _log.warning(
+            "%s: %d pictures, and %d more left out whose names are the same up to the first dot, which in "
+            "webdataset tars makes them one sample: name them img_0001.jpg and not img.0001.jpg",
+            title,
+            found,
+            cut,
+        )
+    if links:
+        _log.warning("%s: %d links to pictures are left out: write the tar without links", title, links)
 
 
 def build_index(shard: str) -> TarIndex:
@@ -186,12 +207,18 @@ def build_index(shard: str) -> TarIndex:
     sizes: list[int] = []
     last_key: str | None = None
     damage = ""
+    cut = links = 0
     try:
         with tarfile.open(shard, mode="r:", tarinfo=StrictTarInfo) as archive:
             while (member := archive.next()) is not None:
                 archive.members = []  # type: ignore[attr-defined]  # or a large tar keeps every header
-                key = picture_key(member.name) if member.isreg() and not member.issparse() else None
-                if key is None or key == last_key:
+                key = picture_key(member.name)
+                if key is not None and (member.issym() or member.islnk()):
+                    links += 1
+                if key is None or not member.isreg() or member.issparse():
+                    continue
+                if key == last_key:
+                    cut += _is_numbered_alike(member.name, names[-1])
                     continue
                 last_key = key
                 names.append(member.name)
@@ -199,7 +226,13 @@ def build_index(shard: str) -> TarIndex:
                 sizes.append(member.size)
     except (tarfile.TarError, EOFError) as error:
         damage = str(error)
-    return TarIndex(names, np.asarray(offsets, dtype=np.int64), np.asarray(sizes, dtype=np.int64), damage)
+    places = np.asarray(offsets, dtype=np.int64), np.asarray(sizes, dtype=np.int64)
+    return TarIndex(names, *places, damage, cut, links)
+
+
+def _is_numbered_alike(name: str, kept: str) -> bool:
+    """Whether two pictures of one key are a.1.jpg and a.2.jpg, and not a.jpg and its a.seg.png."""
+    return Path(kept).name.count(".") > 1 and Path(kept).suffix == Path(name).suffix
 
 
 def index_folder() -> Path:
@@ -219,7 +252,8 @@ def _load_or_build_index(shard: str) -> TarIndex:
                 names = bytes(arrays["names"]).decode("utf-8", "surrogateescape")
                 damage = bytes(arrays["damage"]).decode("utf-8", "surrogateescape")
                 listed = names.split("\0") if names else []
-                return TarIndex(listed, arrays["offsets"], arrays["sizes"], damage)
+                cut, links = (int(count) for count in arrays["left_out"])
+                return TarIndex(listed, arrays["offsets"], arrays["sizes"], damage, cut, links)
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         pass  # not there yet, or damaged: it is built anew
     index = build_index(shard)
@@ -231,6 +265,7 @@ def _load_or_build_index(shard: str) -> TarIndex:
         offsets=index.offsets,
         sizes=index.sizes,
         damage=np.frombuffer(index.damage.encode("utf-8", "surrogateescape"), dtype=np.uint8),
+        left_out=np.asarray([index.cut, index.links]),
     )
     with contextlib.suppress(OSError):  # a read-only home only costs the listing next time
         write_atomic(remembered, buffer.getvalue())

@@ -150,6 +150,8 @@ def _no_weights(name: str, file: Path | None) -> None:
 
 def _ambiguous(name: str) -> str:
     """A plain string that is no path: which spellings would be right."""
+    if name.startswith((".", "/", "~")):
+        return f"teacher {name!r}: there is no such folder or file"
     guesses = []
     try:
         import open_clip

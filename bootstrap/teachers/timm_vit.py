@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from timm.data import resolve_model_data_config
+from timm.data import resolve_data_config
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
@@ -95,7 +95,9 @@ def describe_timm(
         norms["attn_pool.norm"] = vit.attn_pool.norm
     if transform is None:
         try:
-            transform = TransformConfig.from_timm(resolve_model_data_config(model))
+            # The size is the model's own, which its pretrained configuration may contradict.
+            size = {"input_size": (3, *projection.img_size)}
+            transform = TransformConfig.from_timm(resolve_data_config(size, model=model))
         except ValueError as error:
             raise TeacherError(f"{name}: {error}") from None
     has_head = isinstance(vit.head, nn.Linear)

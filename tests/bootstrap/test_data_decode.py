@@ -207,3 +207,15 @@ def test_too_large_a_bad_share_stops() -> None:
         tally.check()
     tally.add_seen(100)
     tally.check()
+
+
+def test_the_limit_of_pixels_is_the_settings_own() -> None:
+    picture = io.BytesIO()
+    Image.new("1", (14_000, 14_000)).save(picture, "PNG")  # more than Pillow opens of its own accord
+    with pytest.raises(BadPictureError, match="too large: 14000 x 14000 pixels, the limit is 80000000"):
+        decode_picture(picture.getvalue(), 80_000_000)
+    region = Region(0, 0, 14_000, 14_000)
+    small = decode_region(
+        picture.getvalue(), lambda *size: region, (8, 8), Image.Resampling.BILINEAR, 400_000_000
+    )
+    assert small.size == (8, 8)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import http.client
 import http.server
 import os
 import pickle
+import tarfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -182,6 +184,51 @@ def test_tar_index_is_remembered_until_the_tar_changes(shards: Path, monkeypatch
     for remembered in index_folder().iterdir():
         remembered.write_bytes(remembered.read_bytes()[:-40])
     assert len(open_tars(str(shards))) == 9  # type: ignore[arg-type]
+
+
+def test_pictures_that_a_tar_hides_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    frames = {f"img.{number:04}.jpg": files.jpeg(number) for number in range(3)}
+    files.write_tar(tmp_path / "frames.tar", frames)
+    files.write_tar(tmp_path / "samples.tar", {"a.jpg": files.jpeg(), "a.seg.png": files.jpeg(1)})
+    with tarfile.open(tmp_path / "samples.tar", "a") as archive:
+        for kind in (tarfile.LNKTYPE, tarfile.SYMTYPE):
+            link = tarfile.TarInfo(f"b{kind.decode()}.jpg")
+            link.type, link.linkname = kind, "a.jpg"
+            archive.addfile(link)
+    for _ in range(2):  # listed, and remembered
+        caplog.clear()
+        assert len(open_tars(str(tmp_path / "frames.tar"))) == 1  # type: ignore[arg-type]
+        assert "1 pictures, and 2 more left out whose names are the same up to the first dot" in caplog.text
+        caplog.clear()
+        assert len(open_tars(str(tmp_path / "samples.tar"))) == 1  # type: ignore[arg-type]
+        assert "left out whose names" not in caplog.text
+        assert "2 links to pictures are left out" in caplog.text
+
+
+def test_a_folder_that_may_not_be_read_is_said(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole, scandir = len(FolderSource(folder)), os.scandir
+    (folder / "secret").mkdir()
+
+    def refusing(path: Any) -> Any:
+        if Path(path).name == "secret":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    assert len(FolderSource(folder)) == whole
+    assert "secret cannot be read (Permission denied): its pictures are left out" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("data/train-0.parquet", "hf"), ("x/a.arrow", "hf"), ("b/1.tar", "tars")]
+)
+def test_a_folder_of_something_else_says_how_to_read_it(name: str, kind: str, tmp_path: Path) -> None:
+    (tmp_path / name).parent.mkdir()
+    (tmp_path / name).write_bytes(b"")
+    with pytest.raises(ValueError, match=f"no pictures in folder .*: set data.kind to {kind}$"):
+        FolderSource(tmp_path)
 
 
 def test_damaged_tar_is_used_up_to_the_damage(shards: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -130,6 +130,7 @@ def test_bf16(teacher: Teacher) -> None:
         ("vit_tiny_patch16_224", None, r"ambiguous.*timm:vit_tiny_patch16_224@pretrained"),
         ("owner/model", None, r"ambiguous.*\./owner/model.*hf:owner/model"),
         ("nonsense", None, r"ambiguous.*open_clip:nonsense/TAG or timm:nonsense@pretrained"),
+        ("/nowhere/at/all", None, r"teacher '/nowhere/at/all': there is no such folder or file$"),
         ("open_clip:ViT-B-32", None, "without weights.*open_clip:ViT-B-32/TAG"),
         ("timm:vit_tiny_patch16_224", None, "without weights.*timm:vit_tiny_patch16_224@pretrained"),
         ("timm:vit_tiny_patch16_224@here", None, "after @ comes 'pretrained', got 'here'"),

@@ -144,6 +144,7 @@ def test_a_name_with_a_file_loads_offline(tmp_path: Path) -> None:
     ("model_name", "mean", "resize", "warned"),
     [
         ("ViT-B-16-SigLIP", 0.5, "squash", None),
+        ("ViT-L-14-CLIPA", 0.485, "squash", None),
         (
             "ViT-B-32",
             0.48145466,

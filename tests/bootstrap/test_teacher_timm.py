@@ -229,3 +229,21 @@ def test_foreign_and_broken_files_are_refused(tmp_path: Path) -> None:
     file.unlink()
     with pytest.raises(TeacherError, match="holds no teacher"):
         load_teacher(str(tmp_path))
+
+
+def test_the_projection_of_a_clip_names_no_classes() -> None:
+    clip = timm.create_model("vit_base_patch32_clip_224", pretrained=False, depth=1, num_classes=512)
+    assert not Teacher(TimmTrunk(clip, "timm:clip")).spec.names_classes
+    torch.nn.init.normal_(clip.head.bias)  # tuned to a classifier
+    assert Teacher(TimmTrunk(clip, "timm:tuned")).spec.names_classes
+    assert Teacher(TimmTrunk(build_model(), "timm:test")).spec.names_classes
+    assert not Teacher(TimmTrunk(build_model(num_classes=0), "timm:test")).spec.names_classes
+
+
+def test_pictures_have_the_size_that_the_model_takes(tmp_path: Path) -> None:
+    model = build_model(img_size=48)
+    args = {key: TINY[key] for key in ("patch_size", "embed_dim", "depth", "num_heads")}
+    save_hub_layout(tmp_path, model, {**args, "img_size": 48})  # the configuration says 32
+    teacher = load_teacher(str(tmp_path))
+    assert (teacher.spec.image_size, teacher.spec.transform.image_size) == ((48, 48), 48)
+    assert teacher.spec.transform.mean == (0.1, 0.2, 0.3)

@@ -426,8 +426,11 @@ def test_a_foreign_folder_is_not_touched(write_run: Write, tmp_path: Path) -> No
     assert [entry.name for entry in (tmp_path / "run").iterdir()] == ["thesis.txt"]
 
 
-def test_overrides_reach_the_resolved_config(write_run: Write, tmp_path: Path) -> None:
+def test_overrides_reach_the_resolved_config(
+    write_run: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     main([str(write_run()), "steps=2", "optimiser.lr=0.002"])
+    assert "optimiser.warmup_steps=100 is more than steps=2" in capsys.readouterr().err
     resolved = (tmp_path / "run" / "config.yaml").read_text()
     assert "steps: 2" in resolved
     assert "lr: 0.002" in resolved
