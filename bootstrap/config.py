@@ -304,6 +304,21 @@ class BootstrapConfig:
             )
 
 
+class _OnceLoader(yaml.SafeLoader):
+    """Refuses a key that is there twice, of which YAML would forget the first."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            if key_node.value in seen and isinstance(key_node, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key_node.value!r} is there twice", key_node.start_mark
+                )
+            if isinstance(key_node, yaml.ScalarNode):
+                seen.add(key_node.value)
+        return super().construct_mapping(node, deep)
+
+
 def read_config(path: str | Path, overrides: tuple[str, ...] = ()) -> BootstrapConfig:
     """Read a YAML file and put ``key.sub=value`` overrides on top.
 
@@ -317,7 +332,7 @@ def read_config(path: str | Path, overrides: tuple[str, ...] = ()) -> BootstrapC
             f"there is no configuration file {path}; see configs/bootstrap/ for those that come with it"
         )
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.load(path.read_text(encoding="utf-8"), _OnceLoader)
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not valid YAML: {error}") from error
     return build_settings(BootstrapConfig, values, overrides, source=path, parse_value=yaml.safe_load)

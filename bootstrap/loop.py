@@ -91,7 +91,10 @@ def run_loop(run: Run) -> None:
             # The one place where the loop waits for the device.
             own = {name: float(value) for name, value in totals.items()}
             # Each process has seen pictures of its own.
-            parts = engine.gather(own)
+            skipped = run.stream.skipped
+            told = engine.gather((own, (skipped.seen, skipped.total)))
+            parts = [figures for figures, _ in told]
+            skipped.check_all([tally for _, tally in told])
             figures = {name: sum(part[name] for part in parts) / len(parts) for name in own}
             # Before a checkpoint too, which would keep what is broken, and before an evaluation.
             _check_finite(figures, done, engine)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -69,11 +70,21 @@ class HfSource:
         return [Path(entry["filename"]) for entry in self._rows.cache_files]
 
     def fingerprint(self) -> str:
-        """Of the number of rows, the column, and some rows' names and contents: most rows have no names."""
+        """Of the column, all rows' sizes, and some rows' names and contents: most rows have no names."""
         rows = range(0, len(self), max(len(self) // 16, 1))
-        return digest(
-            [str(len(self)), self.column, *(f"{self.name(row)} {self._content(row)}" for row in rows)]
-        )
+        some = (f"{self.name(row)} {self._content(row)}" for row in rows)
+        return digest([str(len(self)), self.column, *some, *self._sizes()])
+
+    def _sizes(self) -> Iterator[bytes]:
+        """Bytes of every picture that lies in its row, as the table's offsets tell them."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        for chunk in self._rows.data.column(self.column).chunks:
+            cells = pc.struct_field(chunk, "bytes") if pa.types.is_struct(chunk.type) else chunk
+            if pa.types.is_binary(cells.type) or pa.types.is_large_binary(cells.type):
+                lengths = pc.fill_null(pc.binary_length(cells), -1).cast(pa.int64())
+                yield lengths.to_numpy(zero_copy_only=False).tobytes()
 
     def _content(self, index: int) -> str:
         try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 _log = logging.getLogger(__name__)
@@ -60,13 +60,38 @@ class SkippedPictures:
         """
         if self.seen < _JUDGE_AFTER and not whole_epoch:
             return
+        self.check_any()
+        if self.total > self.max_bad_share * self.seen:
+            raise ValueError(f"{self.summary()}{self._beyond()}")
+
+    def check_any(self) -> None:
+        """Stops a run on a source in which nothing at all is good.
+
+        Raises:
+            ValueError: every picture that was tried is bad.
+        """
         if self.seen and self.total >= self.seen:
             raise ValueError(f"{self.summary()}: no picture in it can be used")
-        if self.total > self.max_bad_share * self.seen:
-            raise ValueError(
-                f"{self.summary()}; that is more than data.max_bad_share = {self.max_bad_share} allows: "
-                "repair the source or raise the limit"
-            )
+
+    def check_all(self, tallies: Sequence[tuple[int, int]]) -> None:
+        """Stops a run of several processes, each of which has tried a part of the source.
+
+        Args:
+            tallies: pictures tried and pictures skipped, of every process.
+
+        Raises:
+            ValueError: more than the allowed share of them all is bad.
+        """
+        seen, total = (sum(numbers) for numbers in zip(*tallies, strict=True))
+        if seen >= _JUDGE_AFTER and total > self.max_bad_share * seen:
+            found = f"{self.source}: {total} of {seen} pictures skipped by {len(tallies)} processes"
+            raise ValueError(f"{found}{self._beyond()}")
+
+    def _beyond(self) -> str:
+        return (
+            f"; that is more than data.max_bad_share = {self.max_bad_share} allows: repair the source or "
+            "raise the limit"
+        )
 
     def summary(self) -> str:
         """One sentence: how many of how many, why, and the first names."""

@@ -137,7 +137,11 @@ class PictureStream:
         self.skipped.add_seen(done.tried)
         for name, reason, detail in done.bad:
             self.skipped.add(name, reason, detail)
-        self.skipped.check(whole_epoch=done.after.epoch > self.position.epoch)
+        whole_epoch = done.after.epoch > self.position.epoch
+        if self.planner.world_size == 1:
+            self.skipped.check(whole_epoch)
+        elif whole_epoch:
+            self.skipped.check_any()  # the share is judged over all processes, which the training loop asks
 
 
 def build_stream(

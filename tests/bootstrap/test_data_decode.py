@@ -209,6 +209,16 @@ def test_too_large_a_bad_share_stops() -> None:
     tally.check()
 
 
+def test_a_share_is_that_of_all_processes() -> None:
+    tally = SkippedPictures("here", max_bad_share=0.1)
+    tally.check_all([(100, 20), (99, 0)])  # too few seen to judge
+    tally.check_all([(100, 15), (100, 5)])
+    with pytest.raises(
+        ValueError, match=r"here: 21 of 200 pictures skipped by 2 processes; that is more than"
+    ):
+        tally.check_all([(100, 20), (100, 1)])
+
+
 def test_the_limit_of_pixels_is_the_settings_own() -> None:
     picture = io.BytesIO()
     Image.new("1", (14_000, 14_000)).save(picture, "PNG")  # more than Pillow opens of its own accord

@@ -374,6 +374,19 @@ def test_rows_without_names_are_known_by_what_they_hold(tmp_path: Path) -> None:
     assert prints[0] == prints[2] != prints[1]
 
 
+@pytest.mark.parametrize("form", ["bytes", "images"])
+def test_one_other_row_is_another_dataset(form: str, tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    prints = []
+    for name, last in (("a", 39), ("b", 40), ("c", 39)):
+        pictures = [files.jpeg(number) for number in [*range(39), last]]
+        rows = [{"jpg": {"bytes": data, "path": None} if form == "images" else data} for data in pictures]
+        features = datasets.Features({"jpg": datasets.Image()}) if form == "images" else None
+        datasets.Dataset.from_list(rows, features=features).save_to_disk(str(tmp_path / name))
+        prints.append(open_source(DataConfig(str(tmp_path / name))).fingerprint())
+    assert prints[0] == prints[2] != prints[1]
+
+
 def test_dataset_splits_and_columns(tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
     both = datasets.DatasetDict({"train": make_dataset(4), "test": make_dataset(2)})

@@ -337,6 +337,18 @@ def test_too_many_bad_pictures_stop_the_stream(folder: Path) -> None:
         take(hopeless, 1)
 
 
+def test_one_process_of_several_does_not_judge_by_its_share(folder: Path) -> None:
+    for number in range(4):
+        (folder / f"{number:02d}.jpg").write_bytes(b"no picture")
+    config = DataConfig(str(folder), workers=0, max_bad_share=0.1)
+    for rank in range(2):
+        assert len(take(build_stream(config, TRANSFORM, 2, rank, 2), 8)) == 8
+    for number in range(12):
+        (folder / f"{number:02d}.jpg").write_bytes(b"no picture")
+    with pytest.raises(ValueError, match="no picture in it can be used"):
+        take(build_stream(config, TRANSFORM, 2, 0, 2), 8)
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_held_out_pictures_come_in_order_through_the_inference_transform(workers: int, folder: Path) -> None:
     (folder / "04.jpg").write_bytes(b"")

@@ -426,6 +426,22 @@ def test_a_foreign_folder_is_not_touched(write_run: Write, tmp_path: Path) -> No
     assert [entry.name for entry in (tmp_path / "run").iterdir()] == ["thesis.txt"]
 
 
+def test_a_key_that_is_there_twice_is_refused(write_run: Write) -> None:
+    path = write_run()
+    path.write_text(path.read_text() + "data:\n  views: 2\n")
+    with pytest.raises(SystemExit, match=r"is not valid YAML: the key 'data' is there twice"):
+        main([str(path)])
+
+
+def test_a_resumed_run_leaves_the_inheritance_as_it_was(write_run: Write, tmp_path: Path) -> None:
+    path = write_run()
+    shutil.rmtree(bootstrap(read_config(path)))
+    before = (tmp_path / "run" / "inheritance.txt").read_text()
+    assert "replaced by its measured state" in before
+    bootstrap(read_config(path))
+    assert (tmp_path / "run" / "inheritance.txt").read_text() == before
+
+
 def test_overrides_reach_the_resolved_config(
     write_run: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
