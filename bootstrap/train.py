@@ -9,8 +9,10 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import sys
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -77,6 +79,7 @@ def bootstrap(config: BootstrapConfig) -> Path:
                 out.mkdir(parents=True, exist_ok=True)
                 stack.enter_context(lock_directory(out))
                 _warn_of_warmup(config)
+                _warn_of_bf16(config, engine.device)
                 settings = yaml.safe_dump(_to_plain(config), sort_keys=False)
                 write_atomic(out / _SETTINGS_FILE, settings)
             engine.gather(None)
@@ -399,6 +402,15 @@ def _warn_of_warmup(config: BootstrapConfig) -> None:
         )
 
 
+def _warn_of_bf16(config: BootstrapConfig, device: torch.device) -> None:
+    """On a processor without matrix instructions for it bf16 takes longer than fp32."""
+    asked = {"precision": config.precision, "teacher.precision": config.teacher.precision}
+    named = [f"{key}=fp32" for key, value in asked.items() if value == "bf16"]
+    fast: Callable[[], bool] = getattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
+    if named and device.type == "cpu" and not fast():
+        print(f"this processor has no AMX and is slow in bf16: {' '.join(named)} is faster", file=sys.stderr)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(
@@ -411,19 +423,23 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)  # from launchers
     options = parser.parse_args(arguments)
     keep_freed_memory()
+    config: BootstrapConfig | None = None
     try:
         config = read_config(options.config, tuple(options.overrides))
         directory = bootstrap(config)
     except (ValueError, OSError, FloatingPointError) as error:
         raise SystemExit(f"bootstrap: {error}") from None
     except KeyboardInterrupt:
+        if config is None:
+            raise SystemExit(130) from None
         print(
             f"bootstrap: stopped; the same command goes on from the newest checkpoint in {config.out}, "
             "if there is one",
             file=sys.stderr,
         )
         raise SystemExit(130) from None
-    print(f"encoder directory: {directory}", file=sys.stderr)
+    if int(os.environ.get("RANK", "0")) == 0:
+        print(f"encoder directory: {directory}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -15,13 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from bootstrap import train as train_module
 from bootstrap.config import read_config
 from bootstrap.evaluate import HeldOut
 from bootstrap.lock import lock_directory
 from bootstrap.log import read_log
 from bootstrap.state import list_checkpoints
-from bootstrap.train import bootstrap
+from bootstrap.train import _warn_of_bf16, bootstrap
 from sparse_vlm import load_encoder
 
 Write = Callable[..., Path]
@@ -222,3 +224,30 @@ def test_a_raised_limit_of_bad_pictures_goes_on(write_run: Write, picture_folder
     data = {"source": str(picture_folder), "workers": 0}
     shutil.rmtree(bootstrap(read_config(write_run(data=data))))
     assert bootstrap(read_config(write_run(data={**data, "max_bad_share": 0.5}))).is_dir()
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_bf16_on_a_processor_that_is_slow_in_it_is_said(
+    fast: bool, write_run: Write, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: fast)
+    config = read_config(write_run(precision="bf16"))
+    _warn_of_bf16(config, torch.device("cpu"))
+    said = capsys.readouterr().err
+    assert said == (
+        "" if fast else "this processor has no AMX and is slow in bf16: precision=fp32 is faster\n"
+    )
+    _warn_of_bf16(config, torch.device("cuda"))
+    _warn_of_bf16(read_config(write_run()), torch.device("cpu"))
+    assert capsys.readouterr().err == ""
+
+
+def _interrupt(*given: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_run_that_is_stopped_before_it_has_settings_ends_quietly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train_module, "read_config", _interrupt)
+    with pytest.raises(SystemExit) as stopped:
+        train_module.main(["x.yaml"])
+    assert stopped.value.code == 130

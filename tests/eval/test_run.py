@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from eval import run as run_module
 from eval.answers import InputError
 from eval.compare import main as compare
 from eval.config import BenchmarkSettings, RunSettings, load_settings
@@ -379,3 +380,11 @@ def test_answers_that_do_not_tell_their_prompts_are_compared(
     scores.write_text(json.dumps({key: told[key] for key in told if key not in ("protocol", "floor")}))
     assert compare([str(tmp_path / "plain"), str(tmp_path / "rescored")]) == 0
     assert "floor" not in capsys.readouterr().out
+
+
+def test_a_run_that_is_stopped_before_it_has_settings_ends_quietly(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*given: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run_module, "load_settings", interrupt)
+    assert main(["x.yaml"]) == 130

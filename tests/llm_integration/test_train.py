@@ -817,3 +817,13 @@ def test_a_run_does_not_write_among_the_files_of_its_model(build: Any, tmp_path:
         check_resume(build(f"model={final}", f"out={final}"), 1)
     with pytest.raises(SettingsError, match=r"but run\.json of something else"):
         check_resume(build(f"out={final}"), 1)
+
+
+def test_a_run_that_is_stopped_before_it_has_settings_ends_quietly(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*given: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train_module, "load_settings", interrupt)
+    with pytest.raises(SystemExit) as stopped:
+        main(["x.yaml"])
+    assert stopped.value.code == 130
