@@ -13,7 +13,7 @@ from eval.answers import InputError
 from eval.bench.rivals import build_ours
 from eval.bench.turns import format_spread, ratio, table, take_turns
 from eval.costs.clock import Timing
-from sparse_vlm import SparseFormer, agreement
+from sparse_vlm import SparseFormer, agreement, rois
 from sparse_vlm.activations import quick_gelu_gradient_plain, quick_gelu_plain
 from sparse_vlm.fused import Sight, look_fused, look_plain
 from sparse_vlm.norms import pool_norm_plain
@@ -63,6 +63,7 @@ def _build_pairs(encoder: SparseFormer, batch: int) -> dict[str, tuple[Callable[
     # Triton is there where kernels run.
     from sparse_vlm.activation_kernel import launch_quick_gelu, launch_quick_gelu_gradient
     from sparse_vlm.norm_kernel import launch_add_norm, launch_pool_norm
+    from sparse_vlm.roi_kernel import launch_adjust, launch_encode, launch_place
     from sparse_vlm.sampling_kernel import launch_gradients, launch_samples
 
     config, device, dtype = encoder.config, encoder.device, encoder.dtype
@@ -84,6 +85,10 @@ def _build_pairs(encoder: SparseFormer, batch: int) -> dict[str, tuple[Callable[
     )
     tokens, update = torch.randn(2, batch, config.num_tokens, config.width, device=device, dtype=dtype)
     norm = torch.nn.LayerNorm(config.width).to(device, dtype)
+    boxes = torch.rand(batch, count, 4, device=device)
+    offsets = torch.randn(batch, count, config.num_points, 2, device=device, dtype=dtype)
+    shift, deltas = offsets[0, 0], torch.randn(batch, count, 4, device=device, dtype=dtype)
+    width, temperature = config.focusing_width, config.position_temperature
     hidden = torch.randn(batch, config.num_tokens, config.mlp_width, device=device, dtype=dtype)
 
     def add_norm_plain() -> tuple[Tensor, Tensor]:
@@ -99,6 +104,15 @@ def _build_pairs(encoder: SparseFormer, batch: int) -> dict[str, tuple[Callable[
         "gradients of reading": (
             lambda: sample_gradients_plain(gradient, feature_map, points, "border"),
             lambda: launch_gradients(gradient, feature_map, points, False),
+        ),
+        "placing points": (
+            lambda: rois.place_points(boxes, shift.float() + offsets.float()),
+            lambda: launch_place(boxes, offsets, shift, 1e-5),
+        ),
+        "moving RoIs": (lambda: rois.adjust_rois(boxes, deltas), lambda: launch_adjust(boxes, deltas)),
+        "position codes": (
+            lambda: rois.encode_rois(boxes, width, temperature).to(dtype),
+            lambda: launch_encode(boxes, width, temperature, dtype),
         ),
         "stem, convolution": (
             lambda: convolve_plain(images, weight),
