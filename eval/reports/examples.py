@@ -13,7 +13,7 @@ from PIL import Image
 
 from eval.answers import InputError, read_text
 from eval.config import FILES, WEIGHTS, RunSettings
-from eval.engine import ANSWERS
+from eval.engine import ANSWERS, build_asks
 from eval.intervals import SEED
 from eval.reports.inputs import CONFIG, Source
 from eval.shapes import MisfitError, fields, text
@@ -92,9 +92,10 @@ def choose_examples(sources: Sequence[Source], count: int, seed: int = SEED) -> 
     try:
         task = load_task(settings.task.name)
         examples = task.load_examples(settings.task.questions, settings.task.annotations)[: settings.limit]
+        asks = build_asks(task, examples, settings.protocol, "none", settings.seed)
     except InputError as error:
         raise InputError(f"The examples of {first.path} cannot be shown: {error} {_HINT}") from None
-    prompts = {example.key: task.prompt(example, settings.protocol) for example in examples}
+    prompts = {ask.example.key: ask.prompt for ask in asks}
     answers = {source.number: _read_answers(source, prompts) for source in sources}
     groups: dict[str, list[Example]] = {}
     scores: dict[str, tuple[float | None, ...]] = {}
