@@ -156,7 +156,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if other:
             raise InputError(
                 f"{len(other)} questions of the same keys are others in the two runs, or have other gold "
-                f"answers ({name_some(other)}); eval.rescore scores the answers of both by the same files."
+                f"answers ({name_some(other)}): only runs of the same questions are compared. Of two copies "
+                "of them, take one for both (eval.rescore)."
             )
         protocols = [run.get("protocol") for run in (a, b)]
         if None not in protocols and protocols[0] != protocols[1]:  # rescored answers do not tell theirs
