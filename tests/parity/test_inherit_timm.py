@@ -23,6 +23,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "clip": {"pre_norm": True, "act_layer": "quick_gelu", "num_classes": 12},
     "clip_gelu": {"pre_norm": True, "num_classes": 12},
     "siglip": {"class_token": False, "global_pool": "map", "act_layer": "gelu_tanh", "num_classes": 0},
+    "siglip_with_class_token": {"global_pool": "map", "num_classes": 0},
     "dinov2": {"init_values": 0.1, "num_classes": 0},
     "registers": {"init_values": 0.1, "reg_tokens": 4, "no_embed_class": True, "num_classes": 0},
     "average": {"class_token": False, "global_pool": "avg"},
