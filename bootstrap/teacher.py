@@ -295,4 +295,5 @@ def inherit_teacher(
         heads=spec.heads,
         norm_eps=spec.norm_eps,
         cls_state=cls_state,
+        patches=spec.grid[0] * spec.grid[1],
     )

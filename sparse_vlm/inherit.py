@@ -155,6 +155,7 @@ def inherit(
     heads: int,
     norm_eps: float,
     cls_state: Tensor | None = None,
+    patches: int | None = None,
 ) -> InheritReport:
     """Give a SparseFormer's cortex and head the weights of a ViT, and freeze what the plan freezes.
 
@@ -174,6 +175,8 @@ def inherit(
         heads: attention heads of the ViT.
         norm_eps: epsilon of its layer norms.
         cls_state: the class token's state where the first inherited block begins, (D,).
+        patches: of one picture in the ViT; None for a square grid. As many position embeddings, and the class
+            token has none.
 
     Returns:
         What went where.
@@ -182,7 +185,7 @@ def inherit(
         InheritanceError: with the reason, and nothing in the encoder changed.
     """
     _check_facts(encoder.config, activation, heads, norm_eps)
-    weights = convert_vision_state_dict(state_dict, layout)
+    weights = convert_vision_state_dict(state_dict, layout, patches)
     if weights.depth != plan.depth:
         raise InheritanceError(f"the plan is for a ViT of {plan.depth} blocks, this one has {weights.depth}")
     width = weights.tensors["norm.weight"].shape[0]

@@ -41,12 +41,15 @@ class VisionWeights:
         return 1 + max(int(name.split(".")[1]) for name in self.tensors if name.startswith("blocks."))
 
 
-def convert_vision_state_dict(state_dict: Mapping[str, Tensor], layout: str) -> VisionWeights:
+def convert_vision_state_dict(
+    state_dict: Mapping[str, Tensor], layout: str, patches: int | None = None
+) -> VisionWeights:
     """Rename a library's ViT tensors to canonical names.
 
     Args:
         state_dict: of the vision model, or of a whole image-text model; text tensors are set aside.
         layout: a key of :data:`sparse_vlm.inherit_tables.LAYOUTS`.
+        patches: of one picture, which tell whether the class token has a position; None for a square grid.
 
     Raises:
         InheritanceError: listing every missing and every unknown name at once.
@@ -82,7 +85,7 @@ def convert_vision_state_dict(state_dict: Mapping[str, Tensor], layout: str) -> 
         parts += [f"{len(unknown)} unknown: {listed(unknown)}"] if unknown else []
         raise InheritanceError(f"not a plain ViT in the key style of {style.name}: {'; '.join(parts)}")
     if "cls_token" in result.tensors and style.position in found:
-        position = _cls_position(found[style.position], found, style)
+        position = _cls_position(found[style.position], found, style, patches)
         if position is not None:
             result.tensors["cls_position"] = position
             result.sources["cls_position"] = (names.vision[style.position],)
@@ -146,15 +149,20 @@ def _below(prefix: str, source: Source) -> Source:
     raise TypeError(f"no block table entry is a {type(source).__name__}")
 
 
-def _cls_position(positions: Tensor, found: Mapping[str, Tensor], style: KeyStyle) -> Tensor | None:
+def _cls_position(
+    positions: Tensor, found: Mapping[str, Tensor], style: KeyStyle, patches: int | None
+) -> Tensor | None:
     """The class token's own position embedding (1, 1, D); some ViTs embed positions of patches only."""
     positions = positions.reshape(-1, positions.shape[-1])  # (N, D)
     registers = sum(
         found[key].shape[-2] for key, why in style.left_behind.items() if key in found and why == REGISTERS
     )
     count = positions.shape[0]
+    if count == patches:
+        return None
     # Whether the first position is the class token's is not written anywhere. Patches make a square grid.
-    if _is_square(count) and not any(_is_square(count - extra) for extra in {1, 1 + registers}):
+    square = _is_square(count) and not any(_is_square(count - extra) for extra in {1, 1 + registers})
+    if patches is None and square:
         return None
     return positions[0].reshape(1, 1, -1)  # (1, 1, D)
 

@@ -63,6 +63,15 @@ def test_blocks_and_head_equal_timm(family: str) -> None:
     assert {row.source for row in report.tensors} == set(model.state_dict())
 
 
+@pytest.mark.parametrize("no_embed_class", [True, False])
+def test_class_token_starts_where_the_teachers_does_on_any_grid(no_embed_class: bool) -> None:
+    teacher = build_teacher(img_size=(32, 64), no_embed_class=no_embed_class)
+    encoder = small(teacher, drop=0)
+    inherit_teacher(encoder, teacher, InheritPlan.thirds(4, drop=0))
+    theirs = teacher.trunk.embed(torch.randn(1, 3, 32, 64))[:, :1]
+    torch.testing.assert_close(encoder.cortex.cls_token, theirs)
+
+
 def test_nothing_dropped_keeps_the_entry_norm() -> None:
     teacher = build_teacher(**FAMILIES["clip"])
     encoder = small(teacher, drop=0)

@@ -146,6 +146,14 @@ def test_class_token_starts_from_a_measured_state() -> None:
     assert torch.equal(encoder.cortex.cls_token[0, 0], state)  # type: ignore[index]
 
 
+def test_position_of_the_class_token_is_told_from_the_number_of_patches() -> None:
+    source = timm_state_dict()
+    for rows, patches, has_one in ((8, 8, False), (9, 8, True), (16, 15, True)):  # no square; one, of 3 x 5
+        source["pos_embed"] = torch.randn(1, rows, WIDTH)
+        weights = convert_vision_state_dict(source, "timm_vit", patches)
+        assert ("cls_position" in weights.tensors) == has_one, rows
+
+
 def test_position_of_the_class_token_is_told_from_the_grid() -> None:
     source = timm_state_dict()
     source["pos_embed"] = source["pos_embed"][:, 1:]  # positions of the 4 x 4 patches only
