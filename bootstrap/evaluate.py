@@ -87,14 +87,19 @@ class HeldOut:
 
     def _look_with_teacher(self, teacher: Teacher) -> Tensor:
         pooled = []
-        for batch in self._batches(self.skipped):
-            self.kept += batch.indices.tolist()
-            seen = teacher(batch.images.to(teacher.device)).pooled
-            if seen is not None:
-                pooled.append(seen.float().cpu())
+        with self._bar("teacher, held-out") as bar:
+            for batch in self._batches(self.skipped):
+                self.kept += batch.indices.tolist()
+                seen = teacher(batch.images.to(teacher.device)).pooled
+                if seen is not None:
+                    pooled.append(seen.float().cpu())
+                bar.update(len(batch.indices))
         if not pooled:
             raise ValueError(f"heldout.source {self.settings.source!r}: no picture could be decoded")
         return torch.cat(pooled)
+
+    def _bar(self, what: str) -> Any:
+        return tqdm(total=len(self.indices), unit="pic", desc=what, leave=False, disable=None)
 
     def _batches(self, skipped: SkippedPictures | None = None) -> Any:
         return read_in_order(
@@ -144,7 +149,7 @@ class HeldOut:
         rows: list[int] = []
         pooled = []
         skipped = SkippedPictures(self.source.title)
-        with tqdm(total=len(self.indices), unit="pic", desc="held-out", leave=False, disable=None) as bar:
+        with self._bar("student, held-out") as bar:
             for batch in self._batches(skipped):
                 known = [place for place, index in enumerate(batch.indices.tolist()) if index in self.rows]
                 if known:
