@@ -41,9 +41,9 @@ class RunLog:
             return
         self.path = folder / "log.jsonl"
         self._drop_after(step)
-        self.bar = tqdm(
-            total=pictures, initial=done, unit="pic", unit_scale=False, dynamic_ncols=True, mininterval=1
-        )
+        # A file takes a line each time the bar is drawn.
+        seconds = 1 if sys.stderr.isatty() else 30
+        self.bar = tqdm(total=pictures, initial=done, unit="pic", dynamic_ncols=True, mininterval=seconds)
         try:
             from torch.utils.tensorboard import SummaryWriter
 
