@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from sparse_vlm.config import SparseFormerConfig
 from sparse_vlm.encoder import SparseFormer
+from sparse_vlm.fingerprint import hash_tensors, hash_tower
 from sparse_vlm.inherit import InheritPlan, InheritReport, inherit
 from sparse_vlm.packed import pack_linears
 
@@ -24,6 +25,8 @@ __all__ = [
     "TeacherError",
     "TeacherOutput",
     "TeacherSpec",
+    "check_architecture",
+    "hash_teacher",
     "inherit_teacher",
     "load_teacher",
     "spec_to_config",
@@ -242,6 +245,18 @@ def spec_to_config(spec: TeacherSpec, drop: int | None = None, **overrides: Any)
         "focusing_mlp_width": 4 * derived,
     }
     return SparseFormerConfig.from_dict({**values, **overrides}, source=f"teacher {spec.name}")
+
+
+def hash_teacher(weights: Mapping[str, Tensor]) -> str:
+    """What a run and its stored targets know a teacher by: its tower's hash, with its projection's where the
+    tower's leaves that out.
+
+    Args:
+        weights: of its picture side, see :meth:`Teacher.vision_state_dict`.
+    """
+    tower = hash_tower(weights)
+    projection = {name: tensor for name, tensor in weights.items() if name.startswith("visual_projection.")}
+    return f"{tower}+{hash_tensors(projection)}" if projection else tower
 
 
 _OF_THE_TEACHER = (

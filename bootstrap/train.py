@@ -41,7 +41,7 @@ from .provenance import describe_commit, describe_device, describe_versions
 from .state import list_checkpoints, load_spreads, load_state, save_state, write_json
 from .student import Spreads, Student
 from .targets import LiveTargets, StoredTargets, TargetSource, measure_spreads
-from .teacher import check_architecture, inherit_teacher, load_teacher, spec_to_config
+from .teacher import check_architecture, hash_teacher, inherit_teacher, load_teacher, spec_to_config
 
 # Pictures that units and the class token's first state are measured on.
 _MEASURED_PICTURES = 256
@@ -98,7 +98,8 @@ class _Bootstrap:
         torch.manual_seed(config.seed)
         # In fp32 until its weights are named and inherited and the held-out pictures are judged.
         self.teacher = load_teacher(config.teacher.name, config.teacher.weights, engine.device)
-        self.teacher_hash = hash_tower(self.teacher.vision_state_dict())
+        weights = self.teacher.vision_state_dict()
+        self.tower_hash, self.teacher_hash = hash_tower(weights), hash_teacher(weights)
         student = config.student
         self.plan = InheritPlan.thirds(self.teacher.spec.depth, student.drop, student.tune, student.freeze)
         self.stream = self._open_stream(engine.rank, engine.world_size)
@@ -324,7 +325,7 @@ class _Bootstrap:
             "teacher": {
                 "name": config.teacher.name,
                 "library": self.teacher.spec.library,
-                "tower_sha256": self.teacher_hash,
+                "tower_sha256": self.tower_hash,
                 "depth": self.teacher.spec.depth,
             },
             "blocks": {"drop": self.plan.drop, "tune": self.plan.tune, "freeze": self.plan.freeze},

@@ -13,8 +13,9 @@ from torch import Tensor
 
 transformers = pytest.importorskip("transformers")
 
-from bootstrap.teacher import TeacherError, load_teacher  # noqa: E402
+from bootstrap.teacher import TeacherError, hash_teacher, load_teacher  # noqa: E402
 from bootstrap.teachers.hf_vit import HfTrunk  # noqa: E402
+from sparse_vlm.fingerprint import hash_tower  # noqa: E402
 from sparse_vlm.transform import TransformConfig  # noqa: E402
 
 SHAPE = {
@@ -116,6 +117,16 @@ def test_a_folder_gives_transformers_own_output(kind: str, tmp_path: Path) -> No
     normed, pooled = teacher.run_from(tokens, 1)
     torch.testing.assert_close(pooled, output.pooled, rtol=0, atol=1e-5)
     torch.testing.assert_close(normed[:, teacher.spec.num_prefix :], output.tokens, rtol=0, atol=1e-5)
+
+
+def test_a_run_knows_its_teacher_by_the_projection_too(tmp_path: Path) -> None:
+    save_model(tmp_path, "CLIPVisionModelWithProjection")
+    weights = load_teacher(str(tmp_path)).vision_state_dict()
+    other = {**weights, "visual_projection.weight": weights["visual_projection.weight"] + 1}
+    assert hash_tower(weights) == hash_tower(other)
+    assert hash_teacher(weights) != hash_teacher(other)
+    bare = {name: tensor for name, tensor in weights.items() if "visual_projection" not in name}
+    assert hash_teacher(bare) == hash_tower(bare)
 
 
 def test_spec_says_what_the_model_is(tmp_path: Path) -> None:
