@@ -209,6 +209,23 @@ def test_a_name_with_a_file_loads_offline(tmp_path: Path) -> None:
         torch.testing.assert_close(load_teacher(str(place))(images).pooled, model(images))
 
 
+class _Evil:
+    """Unpickled, it makes a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.path,)
+
+
+def test_a_file_runs_no_code(tmp_path: Path) -> None:
+    torch.save({"state_dict": _Evil(tmp_path / "harm")}, tmp_path / "evil.pth")
+    with pytest.raises(TeacherError, match=r"evil\.pth cannot be read as a checkpoint"):
+        load_teacher("timm:vit_tiny_patch16_224", tmp_path / "evil.pth")
+    assert not (tmp_path / "harm").exists()
+
+
 def test_foreign_and_broken_files_are_refused(tmp_path: Path) -> None:
     file = tmp_path / "w.safetensors"
     save_file({"conv.weight": torch.zeros(2, 2)}, file)

@@ -678,6 +678,12 @@ def test_a_whole_model_that_was_trained_is_not_overwritten(
     assert json.loads((whole / "final" / "assembly.json").read_text())["steps"] == 2
 
 
+def test_a_whole_directory_is_not_exported_again(llava_dir: Path, tmp_path: Path, capsys: Any) -> None:
+    with pytest.raises(SystemExit):
+        export(["--run", str(llava_dir), "--out", str(tmp_path / "out")])
+    assert "is a whole LLaVA directory already: there is nothing to export" in capsys.readouterr().err
+
+
 def test_a_result_without_a_sample_of_its_base_is_read(build: Any, tmp_path: Path) -> None:
     train(build("stage=align", "max_steps=1"))
     path = tmp_path / "run" / "final" / "run.json"
