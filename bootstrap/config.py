@@ -307,16 +307,18 @@ class BootstrapConfig:
 class _OnceLoader(yaml.SafeLoader):
     """Refuses a key that is there twice, of which YAML would forget the first."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+    def compose_mapping_node(self, anchor: Any) -> Any:
+        node = super().compose_mapping_node(anchor)
         seen = set()
-        for key_node, _ in node.value:
-            if key_node.value in seen and isinstance(key_node, yaml.ScalarNode):
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue
+            if key.value in seen:
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key_node.value!r} is there twice", key_node.start_mark
+                    None, None, f"the key {key.value!r} is there twice", key.start_mark
                 )
-            if isinstance(key_node, yaml.ScalarNode):
-                seen.add(key_node.value)
-        return super().construct_mapping(node, deep)
+            seen.add(key.value)
+        return node
 
 
 def read_config(path: str | Path, overrides: tuple[str, ...] = ()) -> BootstrapConfig:

@@ -260,19 +260,22 @@ def hash_teacher(weights: Mapping[str, Tensor]) -> str:
 
 
 _OF_THE_TEACHER = (
-    *("width", "depth", "heads", "mlp_width", "activation", "layer_scale", "norm_eps", "qkv_bias"),
-    *("pooling", "cls_token", "output_width", "head_bias", "entry_norm"),
+    *("width", "depth", "heads", "mlp_width"),
+    *("activation", "layer_scale", "norm_eps", "qkv_bias"),
 )
 
 
-def check_architecture(config: SparseFormerConfig, spec: TeacherSpec, drop: int, source: str) -> None:
-    """See that cortex and head are those of a teacher.
+def check_architecture(
+    config: SparseFormerConfig, spec: TeacherSpec, drop: int, source: str, pooled: bool = True
+) -> None:
+    """See that the cortex is a teacher's, and that the embeddings can be compared.
 
     Args:
         config: the student's architecture.
         spec: the teacher's.
         drop: first blocks that the focusing transformer replaces.
         source: where the architecture comes from, for the error.
+        pooled: whether embeddings are compared.
 
     Raises:
         ValueError: naming what differs.
@@ -282,6 +285,9 @@ def check_architecture(config: SparseFormerConfig, spec: TeacherSpec, drop: int,
     wrong = [
         f"{name} is {ours!r}, not {theirs!r}" for name, (ours, theirs) in pairs.items() if ours != theirs
     ]
+    embedding = config.output_width or config.width
+    if pooled and embedding != spec.embedding_width:
+        wrong.append(f"the embedding has width {embedding}, not {spec.embedding_width}")
     if wrong:
         raise ValueError(f"{source} does not fit the teacher {spec.name}: {', '.join(wrong)}")
 

@@ -12,7 +12,6 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from sparse_vlm.checkpoint import build_encoder, load_encoder
 from sparse_vlm.encoder import SparseFormer
 from sparse_vlm.fingerprint import hash_tower
 from sparse_vlm.inherit import InheritPlan, freeze
-from sparse_vlm.settings import settings_to_dict
+from sparse_vlm.settings import expand_home, settings_to_dict
 
 from .config import BootstrapConfig, read_config
 from .data import PictureSource, PictureStream, build_stream, check_outside
@@ -142,6 +141,13 @@ class _Bootstrap:
     def _pictures_a_step(self) -> int:
         return self.config.batch_size * self.config.accumulate * self.engine.world_size
 
+    @property
+    def _is_compared(self) -> bool:
+        """Whether the pooled embedding is held against the teacher's."""
+        weights = self.config.objective
+        asked = (weights.pooled, weights.pooled_cosine, weights.relations, self.config.heldout.source)
+        return any(asked)
+
     def run(self) -> Path:
         """Train, evaluate, and write the encoder directory."""
         started = time.time()
@@ -200,14 +206,13 @@ class _Bootstrap:
                     f"({encoder.transform.config}) than the teacher {self.teacher.spec.name} "
                     f"({self.teacher.spec.transform}), so it would be trained on what it never sees in use"
                 )
-            check_architecture(
-                encoder.config, self.teacher.spec, self.plan.drop, f"student.start_from={start_from}"
-            )
+            source = f"student.start_from={start_from}"
+            check_architecture(encoder.config, self.teacher.spec, self.plan.drop, source, self._is_compared)
             freeze(encoder, self.plan)
             return encoder
         spec = self.teacher.spec
         architecture = spec_to_config(spec, self.plan.drop, **self.config.student.architecture)
-        check_architecture(architecture, spec, self.plan.drop, "student.architecture")
+        check_architecture(architecture, spec, self.plan.drop, "student.architecture", self._is_compared)
         encoder = build_encoder(architecture, spec.transform)
         report = inherit_teacher(encoder, self.teacher, self.plan, cls_state)
         if self.engine.is_main and self.resumed is None:  # weights of a checkpoint take their place otherwise
@@ -358,7 +363,7 @@ def _check_place(out: Path, config: BootstrapConfig) -> None:
     if out.exists() and not out.is_dir():
         raise ValueError(f"out={out} is a file: name a directory")
     if path.is_file():
-        theirs = _read_settings(path)
+        theirs: dict[str, Any] = expand_home(_read_settings(path))
         begun = {entry.name for entry in out.iterdir()} - {_SETTINGS_FILE, _INHERITANCE_FILE, LOCK_FILE}
         if not begun and theirs.keys() == ours.keys():
             return  # left by a start that failed before the first step
@@ -404,12 +409,16 @@ def _warn_of_warmup(config: BootstrapConfig) -> None:
 
 
 def _warn_of_bf16(config: BootstrapConfig, device: torch.device) -> None:
-    """On a processor without matrix instructions for it bf16 takes longer than fp32."""
+    """On a processor without instructions for it bf16 takes longer than fp32."""
     asked = {"precision": config.precision, "teacher.precision": config.teacher.precision}
     named = [f"{key}=fp32" for key, value in asked.items() if value == "bf16"]
-    fast: Callable[[], bool] = getattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
-    if named and device.type == "cpu" and not fast():
-        print(f"this processor has no AMX and is slow in bf16: {' '.join(named)} is faster", file=sys.stderr)
+    asks = (getattr(torch.cpu, f"_is_{name}_supported", None) for name in ("amx_tile", "avx512_bf16"))
+    known = [bool(ask()) for ask in asks if ask is not None]
+    if named and device.type == "cpu" and known and not any(known):
+        print(
+            f"this processor has no instructions for bf16, in which it is slow: {' '.join(named)} is faster",
+            file=sys.stderr,
+        )
 
 
 def main(arguments: list[str] | None = None) -> None:

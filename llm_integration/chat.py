@@ -20,6 +20,7 @@ from PIL import Image
 from transformers.utils import logging as transformers_logging
 
 from sparse_vlm.digits import DigitsError, pack_digits
+from sparse_vlm.settings import expand_home
 
 from .assemble import DTYPES
 from .generate import Chat, build_message, load_chat, open_picture
@@ -61,7 +62,7 @@ def run_chat(
             write("(a new conversation)\n")
         elif command == "/image":
             try:
-                file = Path(rest.strip().strip("\"'")).expanduser()
+                file = Path(expand_home(rest.strip().strip("\"'")))
                 waiting.append(open_picture(file, upright=True))
                 write(f"({file} goes with your next question)\n")
             except ValueError as error:

@@ -109,6 +109,16 @@ def build_settings(
     return cast(SettingsT, result)
 
 
+def expand_home(value: Any) -> Any:
+    """Home in texts that begin with ``~/``, in lists and mappings too; a shell looks at words alone."""
+    if isinstance(value, Mapping):
+        return {key: expand_home(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(expand_home(item) for item in value)
+    is_home = isinstance(value, str) and (value == "~" or value.startswith("~/"))
+    return str(Path(value).expanduser()) if is_home else value
+
+
 def settings_to_dict(settings: Any) -> dict[str, Any]:
     """Turns a (nested) dataclass into plain mappings, lists and scalars that JSON and YAML can hold.
 
@@ -161,9 +171,7 @@ class _Builder:
                 self.problems.append(f"override '{text}': the value cannot be read ({error})")
                 return
             value = raw.strip()
-        if isinstance(value, (str, list, Mapping)) and _is_plain(raw):
-            value = raw.strip()  # YAML takes " #" for a comment, "a: b" for a mapping
-        elif type(value) is int and _DECIMAL.fullmatch(raw.strip()):
+        if type(value) is int and _DECIMAL.fullmatch(raw.strip()):
             value = int(raw)  # YAML takes 010 for eight
         node: dict[str, Any] = tree
         for depth, part in enumerate(parts[:-1]):
@@ -236,9 +244,13 @@ class _Builder:
 
     def convert(self, value: Any, hint: Any, path: str, default: Any = None) -> Any:
         """Checks a value against a type and returns it as that type."""
-        if isinstance(value, str) and (value == "~" or value.startswith("~/")):
-            value = str(Path(value).expanduser())  # a shell does so at the beginning of a word only
+        if isinstance(value, str):
+            value = expand_home(value)
         if isinstance(value, _FromOverride):
+            is_text = str in members_of(hint) or Path in members_of(hint)
+            if is_text and isinstance(value.value, (str, list, Mapping)) and _is_plain(value.raw):
+                # YAML takes " #" for a comment, "a: b" for a mapping.
+                return self.convert(value.raw.strip(), hint, path, default)
             try:
                 return self.convert(value.value, hint, path, default)
             except _MismatchError:

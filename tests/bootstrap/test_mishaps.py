@@ -230,13 +230,12 @@ def test_a_raised_limit_of_bad_pictures_goes_on(write_run: Write, picture_folder
 def test_bf16_on_a_processor_that_is_slow_in_it_is_said(
     fast: bool, write_run: Write, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: fast)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False, raising=False)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: fast, raising=False)
     config = read_config(write_run(precision="bf16"))
     _warn_of_bf16(config, torch.device("cpu"))
     said = capsys.readouterr().err
-    assert said == (
-        "" if fast else "this processor has no AMX and is slow in bf16: precision=fp32 is faster\n"
-    )
+    assert fast != ("no instructions for bf16, in which it is slow: precision=fp32 is faster" in said)
     _warn_of_bf16(config, torch.device("cuda"))
     _warn_of_bf16(read_config(write_run()), torch.device("cpu"))
     assert capsys.readouterr().err == ""
@@ -251,3 +250,30 @@ def test_a_run_that_is_stopped_before_it_has_settings_ends_quietly(monkeypatch: 
     with pytest.raises(SystemExit) as stopped:
         train_module.main(["x.yaml"])
     assert stopped.value.code == 130
+
+
+def test_home_in_the_settings_of_an_earlier_run_is_the_same_place(
+    write_run: Write, picture_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(picture_folder.parent))
+    home = f"~/{picture_folder.name}"
+    path = write_run(steps=1, data={"source": home, "workers": 0})
+    encoder = bootstrap(read_config(path))
+    settings = encoder.parent / "config.yaml"
+    settings.write_text(settings.read_text().replace(str(picture_folder), home))
+    assert bootstrap(read_config(path)) == encoder
+
+
+def test_a_key_twice_is_refused_and_merged_ones_are_not(write_run: Write, tmp_path: Path) -> None:
+    path = write_run()
+    plain = path.read_text()
+    path.write_text(f"{plain}\nsteps: 3\n")
+    with pytest.raises(ValueError, match="the key 'steps' is there twice"):
+        read_config(path)
+    path.write_text(f"{plain}\n? [a, b]\n: 1\n")
+    with pytest.raises(ValueError, match="is not valid YAML"):
+        read_config(path)
+    merged = "optimiser: &one {lr: 0.5}\nobjective:\n  <<: {warmup: 0.0, tokens: 0.5}\n  tokens: 2.0\n"
+    path.write_text(f"{plain}\n{merged}")
+    config = read_config(path)
+    assert (config.objective.tokens, config.objective.warmup) == (2.0, 0.0)

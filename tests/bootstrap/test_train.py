@@ -197,7 +197,7 @@ def test_an_encoder_of_another_teacher_is_no_start(
     ("override", "message"),
     [
         ("student.architecture.focusing_width=abc", "focusing_width must be a whole number, got 'abc'"),
-        ("student.architecture.output_width=0", r"student\.architecture does not fit .* is 0, not 16"),
+        ("student.architecture.output_width=0", r"architecture does not fit .* has width 32, not 16"),
     ],
 )
 def test_an_architecture_that_does_not_fit_is_refused(write_run: Write, override: str, message: str) -> None:

@@ -271,6 +271,9 @@ class _Odd:
         ("steps=010", "steps", 10),
         ("tags=[a, 'b #1']", "tags", ["a", "b #1"]),
         ("weights={a: 2}", "weights", {"a": 2.0}),
+        ("weights={a: 2} # two", "weights", {"a": 2.0}),
+        ("steps=7 # seven", "steps", 7),
+        ("tags=- a", "tags", ["a"]),
     ],
 )
 def test_what_yaml_would_misread_in_an_override(override: str, field_name: str, value: Any) -> None:
