@@ -224,6 +224,8 @@ class HeldOut:
             ValueError: for what is no class number of the teacher's.
         """
         classes = self.teacher_pooled.shape[1] if self.labels is None else len(self.labels)
+        # A number may be text, as in lists that spreadsheets wrote.
+        numbers = [int(n) if isinstance(n, str) and n.isascii() and n.isdigit() else n for n in numbers]
         for name, number in zip(names, numbers, strict=True):
             if type(number) is not int or not 0 <= number < classes:
                 raise ValueError(

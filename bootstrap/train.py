@@ -102,7 +102,8 @@ class _Bootstrap:
         student = config.student
         self.plan = InheritPlan.thirds(self.teacher.spec.depth, student.drop, student.tune, student.freeze)
         self.stream = self._open_stream(engine.rank, engine.world_size)
-        check_outside(out, self.stream.source)
+        if config.heldout.source is not None:
+            check_outside(out, self.stream.source)
         checkpoints = list_checkpoints(self.checkpoints)
         self.resumed = checkpoints[-1] if checkpoints else None
         # Workers draw a seed of their own: how many there are must not be in the weights.

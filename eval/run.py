@@ -47,7 +47,12 @@ ORIGINS = "origins.json"  # one entry for each start that asked questions
 # What may differ when a run is taken up again: nothing an answer depends on.
 _FREE = ("batch", "device", "max_bad_pictures")
 _WEIGHTS = (".safetensors", ".bin", ".pt")
-_TEXTS = (".json", ".jinja", ".model", ".txt")
+# What a model is read from, beside its weights.
+_READ = (
+    *("config.json", "generation_config.json", "run.json", "adapter_config.json", "processor_config.json"),
+    *("preprocessor_config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json"),
+    *("vocab.*", "merges.txt", "chat_template.*"),
+)
 
 
 def run(settings: RunSettings, words: Sequence[str] = (), model: Model | None = None) -> Rescored | None:
@@ -137,8 +142,9 @@ def hash_files(model: Path) -> dict[str, str] | None:
     return {
         f"{prefix}{file.name}": hash_file(file)
         for folder, prefix in folders.items()
+        if folder.is_dir()  # a base that is gone is named where it is read
         for file in sorted(folder.iterdir())
-        if file.suffix in _TEXTS
+        if file.is_file() and any(file.match(pattern) for pattern in _READ)
     }
 
 

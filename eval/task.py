@@ -74,8 +74,12 @@ class Judgement:
 
 
 def hash_question(example: Example) -> str:
-    """Of its words and gold answers: keys may be the numbers of rows, which every file has."""
-    known = [" ".join(example.question.lower().split()), list(example.answers)]
+    """Of its last line and gold answers: keys may be the numbers of rows, which every file has.
+
+    Files of one benchmark differ in what stands before the question (ScienceQA's context).
+    """
+    last = next(reversed(example.question.strip().lower().splitlines()), "")
+    known = [" ".join(last.split()), list(example.answers)]
     return hashlib.sha256(json.dumps(known).encode()).hexdigest()[:12]
 
 

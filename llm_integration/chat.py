@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import argparse
 import math
-import re
 import sys
 from collections.abc import Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -24,6 +24,8 @@ from sparse_vlm.settings import expand_home
 
 from .assemble import DTYPES
 from .generate import Chat, build_message, load_chat, open_picture
+
+_COMMANDS = ("/image", "/new", "/quit")
 
 
 def run_chat(
@@ -67,7 +69,7 @@ def run_chat(
                 write(f"({file} goes with your next question)\n")
             except ValueError as error:
                 write(f"({error})\n")
-        elif re.fullmatch(r"/[A-Za-z]+", command):
+        elif command.startswith("/") and get_close_matches(command.lower(), _COMMANDS):
             write(f"(there is no {command}; there are /image FILE, /new and /quit)\n")
         elif words:
             if chat.processor.image_token in words:

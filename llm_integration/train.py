@@ -361,6 +361,9 @@ def _finish(
     else:
         tensors = model.state_dict()
     if trainer.is_world_process_zero():
+        for path in (settings.out / CHECKPOINTS).glob("checkpoint-*"):
+            if checkpoint_step(path) > trainer.state.global_step:  # of a longer run, which this one replaces
+                shutil.rmtree(path)
         facts = {
             "stage": settings.stage,
             "tower": settings.tower,

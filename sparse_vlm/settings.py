@@ -115,8 +115,12 @@ def expand_home(value: Any) -> Any:
         return {key: expand_home(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return type(value)(expand_home(item) for item in value)
-    is_home = isinstance(value, str) and (value == "~" or value.startswith("~/"))
-    return str(Path(value).expanduser()) if is_home else value
+    if not isinstance(value, str) or not (value == "~" or value.startswith("~/")):
+        return value
+    try:
+        return str(Path(value).expanduser())
+    except RuntimeError:  # nobody's home: whoever opens the path says so
+        return value
 
 
 def settings_to_dict(settings: Any) -> dict[str, Any]:

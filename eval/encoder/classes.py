@@ -141,6 +141,14 @@ def label_map(pictures: Pictures, classes: Classes) -> tuple[list[int], str]:
                 f"{len(strange)} of the {len(found)} classes of {pictures.source} are none of those "
                 f"named ({name_some(strange)})."
             )
+    numbers = [int(name) for name in pictures.classes if name.isascii() and name.isdigit()]
+    if len(numbers) == len(pictures.classes) and len(numbers) < len(classes.names) and min(numbers) == 0:
+        if max(numbers) >= len(classes.names):
+            raise InputError(f"Class folder {max(numbers)} has no class: there are {len(classes.names)}.")
+        return (
+            numbers,
+            f"the class folders of {pictures.source} are taken to be the numbers of classes, from 0",
+        )
     if len(pictures.classes) != len(classes.names):
         raise InputError(
             f"{pictures.source} has {len(pictures.classes)} classes, none of which is among the "

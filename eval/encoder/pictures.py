@@ -15,7 +15,6 @@ from bootstrap.data.decode import EXTENSIONS, decode_picture
 from eval.answers import InputError, name_some, read_text
 
 _NUMBERED = re.compile(r"(\d+)_.+")
-_MAX_CLASSES = 100_000  # numbers from here on are dates and the like
 _MAX_PIXELS = 80_000_000
 
 
@@ -110,9 +109,8 @@ def _own_labels(names: tuple[str, ...]) -> tuple[tuple[int, ...] | None, tuple[s
     folders = [name.partition("/")[0] if "/" in name else "" for name in names]
     # One folder with everything in it is no class.
     if all(folders) and len(set(folders)) > 1:
-        if all(folder.isascii() and folder.isdigit() and int(folder) < _MAX_CLASSES for folder in folders):
-            return tuple(map(int, folders)), None  # as the numbers before file names
-        classes = tuple(sorted(set(folders)))
+        counted = all(folder.isascii() and folder.isdigit() for folder in folders)
+        classes = tuple(sorted(set(folders), key=int if counted else None))  # 10 after 9
         index = {name: place for place, name in enumerate(classes)}
         return tuple(index[folder] for folder in folders), classes
     numbers = [_NUMBERED.fullmatch(Path(name).stem) for name in names]

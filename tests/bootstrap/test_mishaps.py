@@ -214,10 +214,13 @@ def test_a_run_among_its_own_pictures_is_refused(
     write_run: Write, picture_folder: Path, tmp_path: Path
 ) -> None:
     folder = Path(shutil.copytree(picture_folder, tmp_path / "pictures"))
-    path = write_run(data={"source": str(folder), "workers": 0}, steps=1)
+    heldout = {"source": str(shutil.copytree(picture_folder, tmp_path / "heldout"))}
+    path = write_run(data={"source": str(folder), "workers": 0}, steps=1, heldout=heldout)
     with pytest.raises(ValueError, match=r"out=.*pictures/run lies in the picture folder"):
         bootstrap(read_config(path, (f"out={folder / 'run'}",)))
     assert bootstrap(read_config(path, (f"out={folder / '.runs' / 'one'}",))).is_dir()  # not searched
+    nothing_drawn = write_run("blind", data={"source": str(folder), "workers": 0}, steps=1)
+    assert bootstrap(read_config(nothing_drawn, (f"out={folder / 'two'}",))).is_dir()
 
 
 def test_a_raised_limit_of_bad_pictures_goes_on(write_run: Write, picture_folder: Path) -> None:

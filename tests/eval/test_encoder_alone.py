@@ -477,8 +477,15 @@ def test_class_folders_that_are_numbers_are_class_indices(tmp_path: Path) -> Non
         assert named == {f"{folder}/a.png": f"c{int(folder)}" for folder in folders}
     dates = load_pictures(in_folders(tmp_path / "dates", "20260102", "20260103"))
     assert (dates.labels, dates.classes) == ((0, 1), ("20260102", "20260103"))
-    with pytest.raises(InputError, match="Label 11 has no class: there are 11"):
+    with pytest.raises(InputError, match="Class folder 11 has no class: there are 11"):
         label_map(load_pictures(in_folders(tmp_path / "more", "0", "11")), classes)
+    # Counted from one: as many as there are classes, or nobody knows.
+    counted = [str(n) for n in range(1, 12)]
+    places, note = label_map(load_pictures(in_folders(tmp_path / "one", *counted)), classes)
+    assert (places, "in the order of their names" in note) == (list(range(11)), True)
+    with pytest.raises(InputError, match="has 2 classes, none of which is among the 11"):
+        label_map(load_pictures(in_folders(tmp_path / "some", "1", "2")), classes)
+    assert classes_of(load_pictures(tmp_path / "plain")).names == ("0", "2", "10")
 
 
 def test_classes_of_one_name_are_told_apart_by_their_place_alone(tmp_path: Path) -> None:

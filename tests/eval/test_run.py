@@ -283,6 +283,9 @@ def test_answers_of_another_configuration_are_not_taken_for_the_models(
     model = shutil.copytree(llava_dir, tmp_path / "model")
     config, _ = command(quiz, model, tmp_path / "run")
     assert main([str(config)]) == 0
+    (model / "notes.txt").write_text("mine")  # nothing is read from it
+    (model / "results.json").mkdir()
+    assert main([str(config)]) == 0
     changed = [model / "config.json", next(model.glob("*.jinja"))]
     for path in changed:
         path.write_text(path.read_text() + " ")

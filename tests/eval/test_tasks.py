@@ -11,7 +11,7 @@ import pytest
 from eval.answers import AnswerRecord, InputError, load_answers, match_answers
 from eval.engine import build_asks
 from eval.intervals import Figure, wilson_interval
-from eval.task import LLAVA, LMMS_EVAL, Example, Task
+from eval.task import LLAVA, LMMS_EVAL, Example, Task, hash_question
 from eval.tasks import list_tasks, load_task
 
 WORD = "\nAnswer the question using a single word or phrase."
@@ -587,3 +587,22 @@ def test_generated_scenes_find_their_pictures(tmp_path: Path) -> None:
 def test_mmbench_shows_no_hint_that_is_none(hint: str | None) -> None:
     example = Example("1", 1, "Which?", "a.jpg", facts={"hint": hint, "options": {"A": "red", "B": "blue"}})
     assert load_task("mmbench").prompt(example, LLAVA) == "Which?\nA. red\nB. blue" + LETTER
+
+
+def test_a_question_is_the_same_in_all_files_of_its_benchmark(tmp_path: Path) -> None:
+    problem = {
+        "question": "Which is red?", "choices": ["a rose", "a lemon"], "answer": 0, "hint": "Two of them.",
+        "image": "image.png", "split": "test", "lecture": "", "solution": "",
+    }  # fmt: skip
+    said = "<image>\nContext: Two of them.\nWhich is red?\nA. a rose\nB. a lemon"
+    turns = [{"from": "human", "value": said}, {"from": "gpt", "value": "A"}]
+    row = {"id": "7", "image": "7/image.png", "conversations": turns}
+    gold = put(tmp_path / "problems.json", {"7": problem})
+    put(tmp_path / "pid_splits.json", {"test": ["7"]})
+    task = load_task("scienceqa")
+    (plain,) = task.load_examples(gold, gold)
+    (llava,) = task.load_examples(put(tmp_path / "llava.json", [row]), None)
+    assert plain.question != llava.question
+    assert hash_question(plain) == hash_question(llava)
+    put(gold, {"7": {**problem, "question": "Which is green?"}})
+    assert hash_question(plain) != hash_question(task.load_examples(gold, gold)[0])
