@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 import yaml
 
-from sparse_vlm.settings import build_settings
+from sparse_vlm.settings import SettingsError, build_settings, refuse_twice
 
 from .data.config import DataConfig
 from .muon import has_muon
@@ -304,23 +304,6 @@ class BootstrapConfig:
             )
 
 
-class _OnceLoader(yaml.SafeLoader):
-    """Refuses a key that is there twice, of which YAML would forget the first."""
-
-    def compose_mapping_node(self, anchor: Any) -> Any:
-        node = super().compose_mapping_node(anchor)
-        seen = set()
-        for key, _ in node.value:
-            if not isinstance(key, yaml.ScalarNode):
-                continue
-            if key.value in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key.value!r} is there twice", key.start_mark
-                )
-            seen.add(key.value)
-        return node
-
-
 def read_config(path: str | Path, overrides: tuple[str, ...] = ()) -> BootstrapConfig:
     """Read a YAML file and put ``key.sub=value`` overrides on top.
 
@@ -334,7 +317,7 @@ def read_config(path: str | Path, overrides: tuple[str, ...] = ()) -> BootstrapC
             f"there is no configuration file {path}; see configs/bootstrap/ for those that come with it"
         )
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), _OnceLoader)
-    except yaml.YAMLError as error:
+        values = yaml.load(path.read_text(encoding="utf-8"), refuse_twice(yaml.SafeLoader))
+    except (yaml.YAMLError, SettingsError) as error:
         raise ValueError(f"{path} is not valid YAML: {error}") from error
     return build_settings(BootstrapConfig, values, overrides, source=path, parse_value=yaml.safe_load)

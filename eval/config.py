@@ -11,7 +11,7 @@ import yaml
 
 from eval.answers import InputError
 from eval.task import LLAVA
-from sparse_vlm.settings import SettingsError, build_settings
+from sparse_vlm.settings import SettingsError, build_settings, refuse_twice
 
 SettingsT = TypeVar("SettingsT")
 WEIGHTS = "weights_sha256"
@@ -101,10 +101,10 @@ def read_settings(kind: type[SettingsT], path: Path, overrides: Sequence[str] = 
         InputError: With everything that is wrong.
     """
     try:
-        mapping = yaml.safe_load(path.read_text(encoding="utf-8"))
+        mapping = yaml.load(path.read_text(encoding="utf-8"), refuse_twice(yaml.SafeLoader))
     except FileNotFoundError:
         raise InputError(f"The settings file {path} does not exist.") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, SettingsError) as error:
         raise InputError(f"{path} is not valid YAML: {error}") from None
     try:
         return build_settings(kind, mapping, overrides, source=path, parse_value=yaml.safe_load)

@@ -10,7 +10,7 @@ from typing import Literal
 
 import yaml
 
-from sparse_vlm.settings import SettingsError, build_settings
+from sparse_vlm.settings import SettingsError, build_settings, refuse_twice
 
 
 @dataclass(frozen=True)
@@ -170,9 +170,9 @@ def load_settings(path: Path, overrides: Sequence[str] = ()) -> TrainSettings:
         SettingsError: with everything that is wrong.
     """
     try:
-        mapping = yaml.safe_load(path.read_text(encoding="utf-8"))
+        mapping = yaml.load(path.read_text(encoding="utf-8"), refuse_twice(yaml.SafeLoader))
     except FileNotFoundError:
         raise SettingsError([f"there is no settings file {path}"]) from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, SettingsError) as error:
         raise SettingsError([f"{path} is not valid YAML: {error}"]) from error
     return build_settings(TrainSettings, mapping, overrides, source=path, parse_value=yaml.safe_load)

@@ -109,6 +109,31 @@ def build_settings(
     return cast(SettingsT, result)
 
 
+def refuse_twice(loader: type[Any]) -> type[Any]:
+    """A YAML loader that refuses a key that is there twice, of which YAML would forget the first.
+
+    Args:
+        loader: PyYAML's, which this package does without.
+    """
+
+    class Once(loader):
+        """Looks at keys as they are written, before mappings are merged."""
+
+        def compose_mapping_node(self, anchor: Any) -> Any:
+            node = super().compose_mapping_node(anchor)
+            seen = set()
+            for key, _ in node.value:
+                if not isinstance(key.value, str):
+                    continue
+                if key.value in seen:
+                    again = f"again in line {key.start_mark.line + 1}"
+                    raise SettingsError([f"the key {key.value!r} is there twice, {again}"])
+                seen.add(key.value)
+            return node
+
+    return Once
+
+
 def expand_home(value: Any) -> Any:
     """Home in texts that begin with ``~/``, in lists and mappings too; a shell looks at words alone."""
     if isinstance(value, Mapping):

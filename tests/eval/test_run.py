@@ -391,3 +391,9 @@ def test_a_run_that_is_stopped_before_it_has_settings_ends_quietly(monkeypatch: 
 
     monkeypatch.setattr(run_module, "load_settings", interrupt)
     assert main(["x.yaml"]) == 130
+
+
+def test_a_setting_that_is_there_twice_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "x.yaml").write_text("limit: 1\nbatch: 2\nlimit: 3\n")
+    assert main([str(tmp_path / "x.yaml")]) == 2
+    assert "x.yaml is not valid YAML: the key 'limit' is there twice" in capsys.readouterr().err

@@ -833,3 +833,9 @@ def test_a_run_that_is_stopped_before_it_has_settings_ends_quietly(monkeypatch: 
     with pytest.raises(SystemExit) as stopped:
         main(["x.yaml"])
     assert stopped.value.code == 130
+
+
+def test_a_setting_that_is_there_twice_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "x.yaml").write_text("max_steps: 1\nbatch: 2\nmax_steps: 3\n")
+    with pytest.raises(SettingsError, match=r"x\.yaml is not valid YAML: the key 'max_steps' is there twice"):
+        load_settings(tmp_path / "x.yaml")

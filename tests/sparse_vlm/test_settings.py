@@ -9,7 +9,13 @@ from typing import Any, Literal
 
 import pytest
 
-from sparse_vlm.settings import SettingsError, build_settings, parse_override_value, settings_to_dict
+from sparse_vlm.settings import (
+    SettingsError,
+    build_settings,
+    parse_override_value,
+    refuse_twice,
+    settings_to_dict,
+)
 
 
 @dataclass(frozen=True)
@@ -289,3 +295,14 @@ def test_home_is_found_in_settings(monkeypatch: pytest.MonkeyPatch) -> None:
         Run, {"folder": "~/a", "tags": ["~/b", "a~/c"]}, ["name=~/d"], parse_value=yaml.safe_load
     )
     assert (run.folder, run.tags, run.name) == (Path("/me/a"), ["/me/b", "a~/c"], "/me/d")
+
+
+def test_a_key_that_is_there_twice_is_refused() -> None:
+    yaml = pytest.importorskip("yaml")
+    loader = refuse_twice(yaml.SafeLoader)
+    merged = "base: &a {x: 1}\ninner: &b {<<: *a, x: 2}\nc: {<<: *b}\n"
+    assert yaml.load(merged, loader) == yaml.safe_load(merged)
+    with pytest.raises(SettingsError, match=r"the key 'x' is there twice, again in line 3"):
+        yaml.load("a:\n  x: 1\n  x: 2\n", loader)
+    with pytest.raises(yaml.YAMLError):
+        yaml.load("? [a, b]\n: 1\n", loader)
