@@ -47,8 +47,8 @@ _MEASURED_PICTURES = 256
 _SETTINGS_FILE, _INHERITANCE_FILE = "config.yaml", "inheritance.txt"
 # Settings that a resumed run may change: they decide nothing about the weights, but for the rounding of
 # targets that are stored.
-_FREE_OF_DATA = ("workers", "max_bad_share")
 _FREE = ("out", "log_every", "save_every", "keep_checkpoints", "figure", "heldout", "targets", "device")
+_FREE_OF_DATA = ("workers", "max_bad_share")
 
 
 def bootstrap(config: BootstrapConfig) -> Path:

@@ -64,7 +64,7 @@ def encode_kernel(rois, frequencies, code, total, width, BLOCK: tl.constexpr) ->
     wave = 2 * tl.where(cosine, within - eighth, within) + tl.where(cosine, 1, 0)
     angle = tl.load(rois + coordinate, there, 0.0) * 3.1415927410125732  # pi as fp32 has it
     angle *= tl.load(frequencies + wave, there, 0.0)
-    # Exact whatever sine Triton takes, a GPU's own is so near zero only: whole turns go away in three steps.
+    # Whole turns go away in three steps, since some sines (a GPU's own) are exact near zero only.
     turns = tl.floor(angle * 0.15915494309189535 + 0.5)
     angle = angle - turns * 6.28125
     angle = angle - turns * 0.0019350051879882812

@@ -119,7 +119,6 @@ class Subject:
 
     Attributes:
         name: As given on the command line.
-        label: As printed.
         model: The LLaVA; its tower is `model.model.vision_tower`.
         image_size: Height and width of its pictures in pixels.
         tokens: Visual tokens of a picture.
@@ -127,7 +126,6 @@ class Subject:
     """
 
     name: str
-    label: str
     model: Any
     image_size: tuple[int, int]
     tokens: int
@@ -197,7 +195,7 @@ def build_subject(
         model = loaded.to(device)
         processor = load_processor(folder)
         size = measure_pictures(processor)
-        return Subject(name, folder.name, model.eval(), size, count_image_tokens(processor))
+        return Subject(name, model.eval(), size, count_image_tokens(processor))
     encoder = load_encoder(folder)
     config = SparseFormerVisionConfig(
         architecture=encoder.config.to_dict(),
@@ -236,4 +234,4 @@ def _assemble(
     if lender is not None:
         model.model.language_model, model.lm_head = lender.model.model.language_model, lender.model.lm_head
         model.config.text_config = llm
-    return Subject(shape.name, shape.label, model.eval(), shape.image_size, shape.tokens, llm)
+    return Subject(shape.name, model.eval(), shape.image_size, shape.tokens, llm)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import os
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,14 @@ timm = pytest.importorskip("timm")
 
 from timm.models.vision_transformer import VisionTransformer  # noqa: E402
 
+from bootstrap.data import DataConfig, build_stream  # noqa: E402
+from bootstrap.objectives import match_handover, match_pooled, pool_rois  # noqa: E402
+from bootstrap.targets import measure_spreads  # noqa: E402
 from bootstrap.teacher import Teacher, TeacherError, load_teacher, spec_to_config  # noqa: E402
 from bootstrap.teachers.spec import name_activation  # noqa: E402
 from bootstrap.teachers.timm_vit import TimmTrunk  # noqa: E402
 from sparse_vlm.packed import PackedLinear, can_pack  # noqa: E402
+from sparse_vlm.rois import build_initial_rois  # noqa: E402
 
 TINY = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 4, "num_heads": 2, "num_classes": 7}
 
@@ -218,3 +223,32 @@ def test_real_vit_tiny_knows_its_pictures() -> None:
         labels = torch.tensor([int(file.name.split("_")[0]) for file in batch])
         right += int((teacher(images).pooled.argmax(dim=1) == labels).sum())
     assert 0.73 <= right / len(files) <= 0.92
+
+
+@pytest.mark.real_data
+def test_guessing_the_mean_reaches_less_where_regions_are_matched() -> None:
+    """The figures of docs/bootstrap.md; ``-rP`` prints them."""
+    folder = _real_data()
+    weights, pictures = folder / "vit_tiny_augreg", folder / "imagenet_1000"
+    if not (weights.is_dir() and pictures.is_dir()):
+        pytest.skip(f"no real ViT-Ti and pictures in {folder} (SPARSE_VLM_REAL_DATA)")
+    teacher = load_teacher(str(weights))
+    stream = build_stream(DataConfig(str(pictures), workers=0), teacher.spec.transform, 32)
+    batches = [batch.images for batch in itertools.islice(stream, 8)]
+    spreads, _ = measure_spreads(teacher, 4, batches)
+    seen = [teacher(images, at_block=4) for images in batches]
+    rois = build_initial_rois(48, "tiles").expand(32, -1, -1)
+    reached = {}
+    for name, spread in (("mid", spreads.mid), ("tokens", spreads.tokens)):
+        regions = torch.cat([pool_rois(getattr(each, name), rois, teacher.spec.grid) for each in seen])
+        mean = regions.mean((0, 1), keepdim=True).expand_as(regions)
+        reached[name] = float(match_handover(mean, regions, spread))
+    pooled = torch.cat([each.pooled for each in seen if each.pooled is not None])
+    mean = pooled.mean(0, keepdim=True).expand_as(pooled)
+    reached["pooled"] = float(match_pooled(mean, pooled, spreads.pooled))
+    print(reached)
+    assert reached == {
+        "mid": pytest.approx(0.54, abs=0.03),
+        "tokens": pytest.approx(0.61, abs=0.03),
+        "pooled": pytest.approx(1.0, abs=0.02),
+    }
