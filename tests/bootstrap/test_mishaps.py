@@ -19,6 +19,7 @@ import torch
 
 from bootstrap import train as train_module
 from bootstrap.config import read_config
+from bootstrap.distributed import TorchEngine
 from bootstrap.evaluate import HeldOut
 from bootstrap.lock import lock_directory
 from bootstrap.log import read_log
@@ -280,3 +281,17 @@ def test_a_key_twice_is_refused_and_merged_ones_are_not(write_run: Write, tmp_pa
     path.write_text(f"{plain}\n{merged}")
     config = read_config(path)
     assert (config.objective.tokens, config.objective.warmup) == (2.0, 0.0)
+
+
+def test_bad_pictures_of_other_processes_count(write_run: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = TorchEngine.gather
+
+    def gather(self: TorchEngine, value: Any) -> list[Any]:
+        # Another process, which skips nine of ten.
+        return [value, (value[0], (1000, 900))] if isinstance(value, tuple) else plain(self, value)
+
+    monkeypatch.setattr(TorchEngine, "gather", gather)
+    with pytest.raises(
+        ValueError, match=r"900 of \d+ pictures skipped by 2 processes; that is more than data"
+    ):
+        bootstrap(read_config(write_run()))
