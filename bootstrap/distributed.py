@@ -15,6 +15,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from sparse_vlm import devices
+
 from .config import BootstrapConfig
 from .optim import rest_groups
 from .student import Student, Targets
@@ -202,31 +204,19 @@ def build_engine(config: BootstrapConfig) -> TorchEngine:
 
 
 def choose_device(name: str) -> torch.device:
-    """The device of this process.
+    """The device of this process, which becomes CUDA's current one where it is a GPU.
 
     Raises:
         ValueError: if the settings ask for a GPU that is not there, for one GPU for several processes, or for
             something that is no device.
     """
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda"):
-        if not torch.cuda.is_available():
-            raise ValueError(f"device={name}, but PyTorch sees no GPU here: use device=cpu or device=auto")
-        if ":" in name and int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > 1:
-            raise ValueError(f"device={name} would put every process on one GPU: use device=cuda")
-        device = torch.device(name if ":" in name else f"cuda:{local_rank}")
+    if name.startswith("cuda:") and int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > 1:
+        raise ValueError(f"device={name} would put every process on one GPU; use device=cuda")
+    if name == "cuda" and torch.cuda.is_available():
+        name = "auto"
+    device = devices.choose_device(name)
+    if device.type == "cuda":
         torch.cuda.set_device(device)
-        return device
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ValueError(f"device={name} is no device: use cpu, cuda, cuda:0 … or auto") from None
-    try:
-        torch.ones(1, device=device).sum().item()
-    except (RuntimeError, NotImplementedError):
-        raise ValueError(f"device={name} computes nothing here: use cpu, cuda or auto") from None
     return device
 
 

@@ -1,41 +1,20 @@
-"""The device that a command names, seen before anything runs on it."""
+"""The device that a command names; what is wrong with it is this command's user's to hear."""
 
 from __future__ import annotations
-
-import os
 
 import torch
 
 from eval.answers import InputError
+from sparse_vlm import devices
 
 
 def choose_device(name: str, option: str = "device=") -> torch.device:
-    """The device of this process.
-
-    Args:
-        name: "cpu", "cuda", "cuda:0" …, or "auto" for a GPU where there is one.
-        option: How the caller names it, for messages.
+    """The device of this process (:func:`sparse_vlm.devices.choose_device`).
 
     Raises:
         InputError: If there is no such device here.
     """
-    if name == "auto":
-        name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
     try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise InputError(f"{option}{name} is no device; use {option}cpu, cuda, cuda:0 … or auto.") from None
-    if device.type == "cuda":
-        if not torch.cuda.is_available():
-            raise InputError(
-                f"{option}{name}, but PyTorch sees no GPU here; use {option}cpu or {option}auto."
-            )
-        there = torch.cuda.device_count()
-        if (device.index or 0) >= there:
-            raise InputError(f"{option}{name}, but PyTorch sees {there} GPU(s) here, the first being cuda:0.")
-        return device
-    try:
-        torch.ones(1, device=device).sum().item()
-    except (RuntimeError, NotImplementedError):
-        raise InputError(f"{option}{name} computes nothing here; use {option}cpu, cuda or auto.") from None
-    return device
+        return devices.choose_device(name, option)
+    except ValueError as error:
+        raise InputError(f"{error}.") from None

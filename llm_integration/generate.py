@@ -19,6 +19,7 @@ import torch
 from PIL import Image, ImageOps
 from transformers import LlavaForConditionalGeneration, LlavaProcessor, TextStreamer
 
+from sparse_vlm.devices import choose_device
 from sparse_vlm.transform import UNREADABLE, to_rgb
 
 from .hf import SparseFormerVisionModel
@@ -166,7 +167,7 @@ def load_chat(
 
     Args:
         directory: either.
-        device: by default the first GPU where there is one.
+        device: by default a GPU where there is one.
         dtype: precision; by default the checkpoint's.
         graphs: run the SparseFormer through CUDA graphs, see
             :meth:`llm_integration.hf.SparseFormerVisionModel.use_graphs`.
@@ -174,12 +175,7 @@ def load_chat(
     Raises:
         ValueError: if something does not fit.
     """
-    try:
-        chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    except RuntimeError:
-        raise ValueError(f"there is no device {device!r}: name cpu, cuda, cuda:0 …") from None
-    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
-        raise ValueError(f"{chosen}: PyTorch sees {torch.cuda.device_count()} GPUs here")
+    chosen = choose_device("auto" if device is None else str(device), "device ")
     if graphs and chosen.type != "cuda":
         raise ValueError(f"CUDA graphs need a CUDA device, not {chosen}")
     model: Any = load_model(directory, dtype)

@@ -66,7 +66,9 @@ class TrainSettings:
             from their result. 0 for none.
         batch: Pictures an update.
         turns: Questions a picture at most, in one sequence.
-        lr: Peak learning rate, for everything that is trained.
+        lr: Peak learning rate.
+        projector_lr: That of the projector and of what a tower trains, where it is to be another: both begin
+            at random, the language model does not. None: `lr`.
         warmup: Steps until the peak; a cosine to zero follows.
         weight_decay: On matrices.
         train_language: False trains the projector alone (and what a tower trains).
@@ -79,6 +81,7 @@ class TrainSettings:
     batch: int = 16
     turns: int = 6
     lr: float = 2e-3
+    projector_lr: float | None = None
     warmup: int = 20
     weight_decay: float = 0.01
     train_language: bool = True

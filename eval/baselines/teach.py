@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -42,18 +43,15 @@ def train(
     """
     reader.train()
     reader.llm.requires_grad_(settings.train_language)
-    trained = [p for part in (reader, extra) for p in part.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": settings.weight_decay},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
-    ]
+    groups = group_parameters(reader, extra, settings)
+    trained = [p for group in groups for p in group["params"]]
     optimiser = torch.optim.AdamW(groups, lr=settings.lr, betas=(0.9, 0.95))
     losses = []
     steps = len(plan.rows)
     for step, (rows, turns) in enumerate(zip(plan.rows, plan.turns, strict=True)):
         scale = min((step + 1) / max(1, settings.warmup), 0.5 + 0.5 * math.cos(math.pi * step / steps))
         for group in optimiser.param_groups:
-            group["lr"] = settings.lr * scale
+            group["lr"] = group["peak_lr"] * scale
         ids, labels = collate([reader.encode(each) for each in turns], reader.pad)
         loss = reader.measure_tokens(see(rows), ids, labels)[0].mean()
         optimiser.zero_grad(set_to_none=True)
@@ -65,6 +63,21 @@ def train(
             raise FloatingPointError(f"the loss is {losses[-1]} at step {step}: lower training.lr")
         on_step(losses[-1])
     return losses
+
+
+def group_parameters(reader: Reader, extra: nn.Module, settings: TrainSettings) -> list[dict[str, Any]]:
+    """What is trained, each with its peak learning rate (`peak_lr`) and weight decay."""
+    language = {id(p) for p in reader.llm.parameters()}
+    trained = [p for part in (reader, extra) for p in part.parameters() if p.requires_grad]
+    others = settings.lr if settings.projector_lr is None else settings.projector_lr
+    groups = []
+    for is_language, lr in ((True, settings.lr), (False, others)):
+        own = [p for p in trained if (id(p) in language) is is_language]
+        groups += [
+            {"params": [p for p in own if p.ndim >= 2], "peak_lr": lr, "weight_decay": settings.weight_decay},
+            {"params": [p for p in own if p.ndim < 2], "peak_lr": lr, "weight_decay": 0.0},
+        ]
+    return [group for group in groups if group["params"]]
 
 
 def answer_all(

@@ -132,10 +132,27 @@ def test_deepspeed_settings_are_filled_in(write_run: Write, tmp_path: Path) -> N
 
 
 def test_what_is_no_device_is_named() -> None:
-    with pytest.raises(ValueError, match="device=gpu is no device: use cpu, cuda"):
+    with pytest.raises(ValueError, match="device=gpu is no device; use device=cpu, cuda"):
         choose_device("gpu")
-    with pytest.raises(ValueError, match="device=meta computes nothing here: use cpu, cuda or auto"):
+    with pytest.raises(ValueError, match="device=meta computes nothing here; use device=cpu, cuda or auto"):
         choose_device("meta")
+
+
+def test_each_process_gets_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    current: list[object] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    for name in ("cuda", "auto"):
+        assert choose_device(name) == torch.device("cuda:1")
+    assert current == [torch.device("cuda:1")] * 2
+    with pytest.raises(ValueError, match="device=cuda:0 would put every process on one GPU; use device=cuda"):
+        choose_device("cuda:0")
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(ValueError, match=r"device=cuda:2, but PyTorch sees 2 GPU\(s\) here"):
+        choose_device("cuda")
 
 
 def test_a_missing_deepspeed_file_is_named(write_run: Write, tmp_path: Path) -> None:

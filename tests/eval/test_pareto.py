@@ -37,10 +37,10 @@ from eval.baselines.data import (
     without_pictures_of,
 )
 from eval.baselines.draw import draw_pareto, spread
-from eval.baselines.points import Looker, build_reader, check_alike
+from eval.baselines.points import Looker, build_reader, check_alike, see_with
 from eval.baselines.reader import collate, hash_weights
 from eval.baselines.table import write_table
-from eval.baselines.teach import answer_all, measure_answers
+from eval.baselines.teach import answer_all, group_parameters, measure_answers, train
 from eval.config import BenchmarkSettings
 from eval.tasks import load_task
 from eval.towers import METHODS, OpenedVit, build_tower
@@ -86,6 +86,39 @@ def points(settings: ParetoSettings) -> dict[str, dict[str, Any]]:
 
 def without_clock(made: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     return {name: {k: v for k, v in point.items() if k != "cpu_seconds"} for name, point in made.items()}
+
+
+def test_the_projector_and_what_a_tower_trains_may_learn_at_a_rate_of_their_own(
+    settings: ParetoSettings,
+) -> None:
+    quiz, _ = load_quizzes(settings)
+    vit = OpenedVit(clip_teacher())
+    tower = build_tower("resampler", 9, vit)
+    plan = plan_batches(quiz, 1, 2, 2, 0)
+
+    def moved(training: TrainSettings) -> tuple[bool, bool, bool]:
+        reader = build_reader(settings, all_texts(quiz), vit.spec.width, 0)
+        parts = (reader.llm, torch.nn.ModuleList((reader.first, reader.second)), tower)
+        before = [[p.detach().clone() for p in part.parameters()] for part in parts]
+        look = Looker(load_pixels(quiz, ImageTransform(vit.spec.transform)))
+        train(reader, tower, see_with(tower, look.see(tower)), plan, training)
+        first, second, third = (
+            any(not torch.equal(old, new) for old, new in zip(olds, part.parameters(), strict=True))
+            for olds, part in zip(before, parts, strict=True)
+        )
+        return first, second, third
+
+    still = replace(settings.training, warmup=1, weight_decay=0.0)
+    assert moved(replace(still, lr=0.0, projector_lr=0.1)) == (False, True, True)
+    assert moved(replace(still, lr=0.1, projector_lr=0.0)) == (True, False, False)
+    reader = build_reader(settings, all_texts(quiz), vit.spec.width, 0)
+    alike = group_parameters(reader, tower, replace(still, lr=0.1))
+    assert {group["peak_lr"] for group in alike} == {0.1}
+    assert sum(len(group["params"]) for group in alike) == sum(
+        p.requires_grad for part in (reader, tower) for p in part.parameters()
+    )
+    reader.llm.requires_grad_(False)
+    assert all(group["params"] for group in group_parameters(reader, tower, still))
 
 
 def test_a_run_and_what_is_equal_in_it(settings: ParetoSettings) -> None:

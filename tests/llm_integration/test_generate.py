@@ -110,8 +110,8 @@ def test_photographs_of_telephones_stand_upright_in_a_chat(tmp_path: Path) -> No
         (["--temperature", "nan"], "--temperature must be 0 or more"),
         (["--max-new-tokens", "0"], "--max-new-tokens must be 1 or more"),
         (["--model", "RUN"], r"final?"),
-        (["--device", "foo"], "there is no device 'foo'"),
-        (["--device", "cuda:99"], "cuda:99: PyTorch sees"),
+        (["--device", "foo"], "device foo is no device"),
+        (["--device", "cuda:99"], "device cuda:99, but PyTorch sees"),
     ],
 )
 def test_options_that_make_no_sense(words: list[str], message: str, tmp_path: Path, capsys: Any) -> None:
