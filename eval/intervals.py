@@ -22,7 +22,7 @@ class Figure:
         n: How many independent units it is computed over.
         low: Lower end of its 95 % interval.
         high: Upper end.
-        method: "wilson" or "bootstrap", perhaps "over pictures".
+        method: "wilson" or "bootstrap", perhaps "over pictures"; "subtasks' intervals" of a sum.
         unit: "%" or "points".
         protocol: The scoring rule, where a task has several.
         detail: True for a breakdown that the printed table leaves to the JSON file.
@@ -48,14 +48,18 @@ def accuracy_figure(scores: Sequence[float], protocol: str = "", detail: bool = 
         low, high = wilson_interval(int(sum(scores)), n)
         return Figure(value, n, 100 * low, 100 * high, "wilson", protocol=protocol, detail=detail)
     low, high = bootstrap_mean(scores)
-    return Figure(value, n, 100 * low, 100 * high, "bootstrap", protocol=protocol, detail=detail)
+    method = "bootstrap"
+    if is_point(low, high):
+        low, high = alike_interval(value / 100, n)
+        method = "wilson"
+    return Figure(value, n, 100 * low, 100 * high, method, protocol=protocol, detail=detail)
 
 
 def grouped_figure(scores: Sequence[float], groups: Sequence[int], protocol: str = "") -> Figure:
     """Mean score in percent of questions that come in groups; the bootstrap draws groups.
 
-    Groups of one question each are questions. Where all are right, or all wrong, the bootstrap would have
-    no width: the interval is Wilson's then, as of one answer a group.
+    Groups of one question each are questions. Where all groups have one mean, the bootstrap would have no
+    width: the interval is that of :func:`alike_interval` over the groups then.
 
     Args:
         scores: One a question.
@@ -66,12 +70,11 @@ def grouped_figure(scores: Sequence[float], groups: Sequence[int], protocol: str
     if count == len(groups):
         return accuracy_figure(scores, protocol)
     value = 100 * float(sum(scores)) / len(scores)
-    if set(scores) in ({0}, {1}):
-        low, high = wilson_interval(count if scores[0] else 0, count)
+    low, high = bootstrap_groups(scores, groups)
+    method = "bootstrap over pictures"
+    if is_point(low, high):
+        low, high = alike_interval(value / 100, count)
         method = "wilson over pictures"
-    else:
-        low, high = bootstrap_groups(scores, groups)
-        method = "bootstrap over pictures"
     return Figure(value, len(scores), 100 * low, 100 * high, method, protocol=protocol)
 
 
@@ -98,6 +101,45 @@ def wilson_interval(right: int, n: int) -> tuple[float, float]:
     low = 0.0 if right == 0 else centre - half
     high = 1.0 if right == n else centre + half
     return low, high
+
+
+def alike_interval(value: float, n: int, worst: float = 0.0, best: float = 1.0) -> tuple[float, float]:
+    """95 % interval of a mean over n units that all gave the same, where every resample is alike too.
+
+    n units that show nothing else leave room for a share of z² / (n + z²) of others, which is Wilson's upper
+    limit of none in n (Wilson 1927, "Probable inference, the law of succession, and statistical inference";
+    one-sided it is the rule of three of Hanley and Lippman-Hand 1983, "If nothing goes wrong, is everything
+    all right?"). The interval holds what the mean would be if so many units had been the worst that can be,
+    or the best. Of right-or-wrong units it is Wilson's.
+
+    Args:
+        value: What every unit gave.
+        n: How many independent units: pictures, where questions about one go together.
+        worst: The least that a unit can give.
+        best: The most.
+    """
+    _, others = wilson_interval(0, n)
+    return value - others * (value - worst), value + others * (best - value)
+
+
+def is_point(low: float, high: float) -> bool:
+    """Whether an interval has no width but for rounding; False where it is undefined."""
+    return high - low <= 1e-9 * max(1.0, abs(low), abs(high))
+
+
+def add_intervals(parts: Sequence[tuple[float, float, float]]) -> tuple[float, float]:
+    """95 % interval of a sum of independent figures from their own, which need not be symmetric.
+
+    The distances of the ends from their values add up as squares (MOVER: Zou and Donner 2008, "Construction
+    of confidence limits about effect measures: a general approach").
+
+    Args:
+        parts: Value, lower end and upper end of each.
+    """
+    value = sum(part[0] for part in parts)
+    below = math.sqrt(sum(max(0.0, part[0] - part[1]) ** 2 for part in parts))
+    above = math.sqrt(sum(max(0.0, part[2] - part[0]) ** 2 for part in parts))
+    return value - below, value + above
 
 
 def bootstrap_mean(

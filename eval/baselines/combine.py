@@ -9,19 +9,27 @@ from typing import Any
 import numpy as np
 
 from eval.baselines.data import Quiz
-from eval.intervals import RESAMPLES, SEED
+from eval.intervals import RESAMPLES, SEED, alike_interval, is_point
 
 OURS = "sparseformer"
 BLIND = "no-image"
 METHOD = "bootstrap over pictures"
+ALIKE = "wilson over pictures"
+_PERCENT = (0.0, 100.0)
+_POINTS = (-100.0, 100.0)  # of a difference
 
 
-def resample_pictures(values: Mapping[str, float], pictures: Mapping[str, str]) -> dict[str, Any]:
+def resample_pictures(
+    values: Mapping[str, float], pictures: Mapping[str, str], limits: tuple[float, float] | None = None
+) -> dict[str, Any]:
     """Mean over questions with a 95 % interval that draws whole pictures, whose questions are alike.
 
     Args:
         values: By question.
         pictures: The picture of each question; a question that is not in it is its own.
+        limits: The least and the most that a value can be: where all pictures have one mean, the interval
+            is that of :func:`eval.intervals.alike_interval`. None where there are none; it has no width
+            then.
     """
     groups: dict[str, list[float]] = {}
     for key, value in values.items():
@@ -30,14 +38,19 @@ def resample_pictures(values: Mapping[str, float], pictures: Mapping[str, str]) 
     counts = np.array([len(group) for group in groups.values()])
     share = np.full(len(groups), 1 / len(groups))
     drawn = np.random.default_rng(SEED).multinomial(len(groups), share, size=RESAMPLES)  # (R, pictures)
+    value = float(sums.sum() / counts.sum())
     low, high = np.percentile(drawn @ sums / (drawn @ counts), [2.5, 97.5])
+    method = METHOD
+    if limits is not None and is_point(low, high):
+        low, high = alike_interval(value, len(groups), *limits)
+        method = ALIKE
     return {
-        "value": float(sums.sum() / counts.sum()),
+        "value": value,
         "low": float(low),
         "high": float(high),
         "n": int(counts.sum()),
         "pictures": len(groups),
-        "method": METHOD,
+        "method": method,
     }
 
 
@@ -91,7 +104,8 @@ def combine(results: Sequence[dict[str, Any]], test: Quiz, own_tokens: int = 0) 
         ours = units.get((OURS, own_tokens if method == "vit" else tokens))
         if ours is not None and method != OURS:
             theirs = units[method, tokens]
-            entry["ours_minus"] = resample_pictures({key: ours[key] - theirs[key] for key in ours}, pictures)
+            gaps = {key: ours[key] - theirs[key] for key in ours}
+            entry["ours_minus"] = resample_pictures(gaps, pictures, _POINTS)
         combined.append(entry)
     return combined
 
@@ -126,7 +140,7 @@ def _summarise(group: Sequence[dict[str, Any]], pictures: Mapping[str, str], fig
     return {
         "figures": {
             figure: {
-                **resample_pictures(mean_over(scores, 100.0), pictures),
+                **resample_pictures(mean_over(scores, 100.0), pictures, _PERCENT),
                 "by_seed": [100 * sum(row.values()) / len(row) for row in scores],
             }
         },

@@ -11,7 +11,9 @@ from eval.intervals import (
     RESAMPLES,
     SEED,
     Figure,
+    alike_interval,
     bootstrap_counts,
+    is_point,
     percentile_interval,
     wilson_interval,
 )
@@ -73,6 +75,9 @@ def binary_figures(
         else:
             method = "bootstrap"
             low, high = bootstrap_counts(counts.tolist(), _rate(name, forgiving_recall))
+            if is_point(low, high):
+                method = "wilson"
+                low, high = alike_interval(float(value), _count_counted(name, counts, forgiving_recall))
         figures[name] = Figure(100 * _number(value), n, 100 * low, 100 * high, method, protocol=protocol)
     return figures
 
@@ -107,14 +112,23 @@ def mean_figures(
     for name in ("accuracy", "f1"):
         low, high = percentile_interval(spreads[name].mean(-1))
         mean = float(np.mean([_number(v) for v in values[name]]))
-        figures[name] = Figure(
-            100 * mean, n, 100 * low, 100 * high, "bootstrap over pictures", protocol=protocol
-        )
+        method = "bootstrap over pictures"
+        if is_point(low, high):
+            method = "wilson over pictures"
+            low, high = alike_interval(mean, len(pictures))
+        figures[name] = Figure(100 * mean, n, 100 * low, 100 * high, method, protocol=protocol)
     return figures
 
 
 def _rate(name: str, forgiving_recall: bool) -> Callable[[np.ndarray], np.ndarray]:
     return lambda drawn: binary_rates(drawn, forgiving_recall)[name]
+
+
+def _count_counted(name: str, counts: np.ndarray, forgiving_recall: bool) -> int:
+    """How many answers a rate counts: said yes, gold yes, or either for F1."""
+    yes_yes, yes_no, yes_other, no_yes, _, _ = counts.tolist()
+    missed = yes_no + (0 if forgiving_recall else yes_other)
+    return int(yes_yes + (no_yes if name != "recall" else 0) + (missed if name != "precision" else 0))
 
 
 def _count(pairs: Sequence[tuple[str, str]]) -> np.ndarray:

@@ -10,7 +10,16 @@ from typing import Any
 import numpy as np
 
 from eval.answers import AnswerRecord, InputError, name_some, read_json_or_lines, read_text
-from eval.intervals import RESAMPLES, SEED, Figure, accuracy_figure, percentile_interval, wilson_interval
+from eval.intervals import (
+    RESAMPLES,
+    SEED,
+    Figure,
+    accuracy_figure,
+    add_intervals,
+    alike_interval,
+    is_point,
+    percentile_interval,
+)
 from eval.metrics.yes_no import read_mme
 from eval.questions import LLAVA_ROW, bare_question, is_llava_file, need, required
 from eval.shapes import identifier, text
@@ -21,6 +30,7 @@ PERCEPTION = (
 )  # fmt: skip
 COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning")
 _YES_OR_NO = "Please answer yes or no."
+_POINTS = np.array([0.0, 50.0, 200.0])  # of a picture with none, one and both of its answers right
 _STRAYS = 0.1  # share of questions that the answers' copy of the benchmark may lack
 
 
@@ -66,8 +76,7 @@ class Mme(Task):
 
     def aggregate(self, judgements: Sequence[Judgement]) -> dict[str, Figure]:
         figures: dict[str, Figure] = {}
-        drawn: dict[str, np.ndarray] = {}
-        values: dict[str, tuple[float, int]] = {}
+        subtasks: dict[str, Figure] = {}
         for category in dict.fromkeys((*PERCEPTION, *COGNITION, *sorted({j.category for j in judgements}))):
             group = [j for j in judgements if j.category == category]
             if not group:
@@ -82,20 +91,20 @@ class Mme(Task):
                 continue
             plus = accuracy_figure([float(right == 2) for right in whole], self.scorer, detail=True)
             figures[f"{category}/accuracy_plus"] = plus
-            values[category] = (accuracy.value + plus.value, len(group))
-            drawn[category] = _resample(whole, len(drawn))
-            points, n = values[category]
-            figures[category] = Figure(points, n, *_interval(whole, drawn[category]), "points", self.scorer)
+            points = accuracy.value + plus.value
+            interval = _interval(whole, len(subtasks))
+            subtasks[category] = Figure(points, len(group), *interval, "points", self.scorer)
+            figures[category] = subtasks[category]
         for name, members in (("perception", PERCEPTION), ("cognition", COGNITION)):
-            there = [c for c in members if c in values]
+            there = [subtasks[c] for c in members if c in subtasks]
             if there:
-                low, high = percentile_interval(np.sum([drawn[c] for c in there], axis=0))
-                value = sum(values[c][0] for c in there)
-                n = sum(values[c][1] for c in there)
+                low, high = add_intervals([(part.value, part.low, part.high) for part in there])
+                value = sum(part.value for part in there)
+                n = sum(part.n for part in there)
                 protocol = self.scorer
                 if len(there) < len(members):
                     protocol += f", {len(there)} of {len(members)} subtasks"
-                figures[name] = Figure(value, n, low, high, "bootstrap over pictures", "points", protocol)
+                figures[name] = Figure(value, n, low, high, "subtasks' intervals", "points", protocol)
         return figures
 
     def record_keys(self, record: AnswerRecord) -> tuple[str, ...]:
@@ -110,22 +119,22 @@ class Mme(Task):
         return example.question.strip().replace(f" {_YES_OR_NO}", "") + SHORT_ANSWER
 
 
-def _resample(right_of_two: Sequence[float], stream: int) -> np.ndarray:
-    """Bootstrapped points (R,) of a subtask from how many of each picture's two answers are right."""
+def _interval(right_of_two: Sequence[float], stream: int) -> tuple[float, float, str]:
+    """Interval and method of a subtask's points.
+
+    Args:
+        right_of_two: How many of each picture's two answers are right.
+        stream: The subtask's number: subtasks are independent of each other.
+    """
     counts = np.array([sum(right == k for right in right_of_two) for k in (0, 1, 2)])
     n = int(counts.sum())
-    rng = np.random.default_rng([SEED, stream])  # subtasks are independent of each other
+    rng = np.random.default_rng([SEED, stream])
     draws = rng.multinomial(n, counts / n, size=RESAMPLES)
-    return 100 * (draws @ np.array([0, 0.5, 1]) + draws[:, 2]) / n
-
-
-def _interval(right_of_two: Sequence[float], drawn: np.ndarray) -> tuple[float, float, str]:
-    """Interval and method of a subtask's points; the bootstrap has no width where all pictures are alike."""
-    n = len(right_of_two)
-    if set(right_of_two) in ({0}, {2}):
-        low, high = wilson_interval(n if right_of_two[0] else 0, n)
-        return 200 * low, 200 * high, "wilson over pictures"
-    return *percentile_interval(drawn), "bootstrap over pictures"
+    low, high = percentile_interval(draws @ _POINTS / n)
+    if is_point(low, high):  # all pictures are alike, those of a model that always says "yes" for instance
+        low, high = alike_interval(float(counts @ _POINTS) / n, n, _POINTS[0], _POINTS[2])
+        return low, high, "wilson over pictures"
+    return low, high, "bootstrap over pictures"
 
 
 def _load_folder(folder: Path) -> list[tuple[str, str, str, str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from eval.intervals import wilson_interval
 from eval.metrics.choices import read_first_letter, read_mmbench, read_scienceqa
 from eval.metrics.vqa import (
     flatten,
@@ -14,7 +15,7 @@ from eval.metrics.vqa import (
     vizwiz_accuracy,
     vqa_accuracy,
 )
-from eval.metrics.yes_no import binary_figures, read_exact, read_mme, read_pope_llava
+from eval.metrics.yes_no import binary_figures, mean_figures, read_exact, read_mme, read_pope_llava
 
 # Answer, VQA v2's normalisation, the EvalAI processor's.
 NORMALISED = [
@@ -137,6 +138,37 @@ def test_binary_figures_by_hand() -> None:
     assert figures["yes_ratio"].value == pytest.approx(45.0)
     assert binary_figures(pairs, "rule", forgiving_recall=True)["recall"].value == pytest.approx(75.0)
     assert all(figure.low < figure.value < figure.high for figure in figures.values())
+
+
+def test_binary_figures_of_answers_that_are_all_right_or_all_wrong_are_no_certainty() -> None:
+    right = binary_figures([("yes", "yes")] * 20 + [("no", "no")] * 60, "rule")
+    low, _ = wilson_interval(20, 20)  # 20 were called "yes", 20 are: precision, recall and F1 are of these
+    for name in ("precision", "recall", "f1"):
+        assert (right[name].value, right[name].high, right[name].method) == (100.0, 100.0, "wilson")
+        assert right[name].low == pytest.approx(100 * low), name
+    wrong = binary_figures([("yes", "no")] * 20 + [("no", "yes")] * 60 + [("yes", "")] * 20, "rule")
+    for name, n in (("precision", 60), ("recall", 40)):
+        assert (wrong[name].value, wrong[name].low) == (0.0, 0.0)
+        assert wrong[name].high == pytest.approx(100 * wilson_interval(0, n)[1]), name
+    forgiven = binary_figures([("yes", "no")] * 20 + [("yes", "")] * 20, "rule", forgiving_recall=True)
+    assert forgiven["recall"].high == pytest.approx(100 * wilson_interval(0, 20)[1])
+
+
+@pytest.mark.parametrize(("said", "value"), [("gold", 100.0), ("yes", 50.0)])
+def test_means_of_pictures_that_are_all_alike_are_no_certainty(said: str, value: float) -> None:
+    group = [
+        (f"{picture}.jpg", gold, gold if said == "gold" else said)
+        for picture in range(20)
+        for gold in ("yes", "no")
+    ]
+    made = mean_figures([group, group], "rule")
+    share = 100 * wilson_interval(0, 20)[1]
+    assert (made["accuracy"].value, made["accuracy"].method) == (value, "wilson over pictures")
+    assert made["accuracy"].low == pytest.approx(value - share * value / 100)
+    assert made["accuracy"].high == pytest.approx(value + share * (100 - value) / 100)
+    assert made["f1"].high - made["f1"].low > 10
+    mixed = [*group[:-1], ("19.jpg", "no", "no" if said == "yes" else "")]
+    assert mean_figures([mixed, group], "rule")["accuracy"].method == "bootstrap over pictures"
 
 
 def test_binary_figures_without_any_yes() -> None:

@@ -42,6 +42,7 @@ from eval.baselines.reader import collate, hash_weights
 from eval.baselines.table import write_table
 from eval.baselines.teach import answer_all, group_parameters, measure_answers, train
 from eval.config import BenchmarkSettings
+from eval.intervals import wilson_interval
 from eval.tasks import load_task
 from eval.towers import METHODS, OpenedVit, build_tower
 from eval.towers.pooling import PoolingTower
@@ -424,6 +425,42 @@ def test_intervals_draw_whole_pictures() -> None:
     assert alike["value"] == apart["value"] == 0.25
     assert (alike["n"], alike["pictures"], apart["pictures"]) == (100, 4, 100)
     assert alike["high"] - alike["low"] > 2 * (apart["high"] - apart["low"])
+
+
+@pytest.mark.parametrize("right", [0.0, 100.0, 50.0])
+def test_towers_that_are_all_right_or_all_wrong_are_no_certainty(right: float) -> None:
+    """Half: each picture has one of its two questions right."""
+    pair = {0.0: (0.0, 0.0), 100.0: (100.0, 100.0), 50.0: (0.0, 100.0)}[right]
+    values = {f"{picture}{place}": pair[place] for picture in range(40) for place in (0, 1)}
+    made = resample_pictures(values, {key: key[:-1] for key in values}, (0.0, 100.0))
+    share = wilson_interval(0, 40)[1]
+    assert (made["value"], made["method"], made["pictures"]) == (right, "wilson over pictures", 40)
+    assert made["low"] == pytest.approx(right - share * right)
+    assert made["high"] == pytest.approx(right + share * (100 - right))
+    # Bits have no most.
+    free = resample_pictures(values, {key: key[:-1] for key in values})
+    assert (free["low"], free["high"], free["method"]) == (right, right, "bootstrap over pictures")
+
+
+def test_a_point_that_is_always_right_has_a_width_and_so_has_what_it_gains(
+    settings: ParetoSettings,
+) -> None:
+    _, test = load_quizzes(settings)
+    keys = [example.key for example in test.examples]
+    pictures = len({example.image for example in test.examples})
+    common = {"seed": 0, "trained": "", "training": {}, "loss": {"last": 0.0}, "figures": {}}
+    points = [
+        {"method": method, "tokens": 9, "units": dict.fromkeys(keys, 1.0), "nats": dict.fromkeys(keys, 0.1)}
+        for method in ("pool", "sparseformer")
+    ]
+    pool, ours = combine([{**point, **common} for point in points], test)
+    low, _ = wilson_interval(pictures, pictures)
+    for made in (pool, ours):
+        (figure,) = made["figures"].values()
+        assert (figure["low"], figure["high"]) == (pytest.approx(100 * low), 100.0)
+    gap = pool["ours_minus"]
+    assert (gap["value"], gap["method"]) == (0.0, "wilson over pictures")
+    assert (gap["low"], gap["high"]) == pytest.approx((100 * low - 100, 100 - 100 * low))
 
 
 def test_ours_is_compared_on_the_same_questions(settings: ParetoSettings) -> None:

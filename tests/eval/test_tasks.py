@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -518,7 +519,48 @@ def test_a_subtask_of_mme_that_is_all_right_or_all_wrong_is_no_certainty(right: 
     made = figures_of(task, examples, said)["color"]
     low, high = wilson_interval(30 * right, 30)
     assert (made.value, made.method) == (200.0 * right, "wilson over pictures")
-    assert (made.low, made.high) == (200 * low, 200 * high)
+    assert (made.low, made.high) == (pytest.approx(200 * low), pytest.approx(200 * high))
+
+
+def mme_of(subtasks: dict[str, str], path: Path) -> tuple[Task, list[Example], dict[str, str]]:
+    """MME with 30 pictures a subtask, and an answer to each of its questions: "right", "wrong", "yes",
+    "mixed" (a third of the pictures wrong)."""
+    rows = [
+        {"category": name, "image_path": f"{name}/{n}.jpg", "question": f"Is it {word}?", "answer": answer}
+        for name in subtasks
+        for n in range(30)
+        for word, answer in (("red", "Yes"), ("blue", "No"))
+    ]
+    task = load_task("mme")
+    examples = task.load_examples(None, put(path, rows))
+    said = {}
+    for place, example in enumerate(examples):
+        how = subtasks[example.category]
+        wrong = how == "wrong" or (how == "mixed" and place // 2 % 3 == 0)
+        said[example.key] = "?" if wrong else "yes" if how == "yes" else example.answers[0]
+    return task, examples, said
+
+
+def test_mme_of_a_model_that_always_says_yes_is_no_certainty(tmp_path: Path) -> None:
+    made = figures_of(*mme_of({"color": "yes"}, tmp_path / "mme.json"))["color"]
+    share = wilson_interval(0, 30)[1]
+    # Others could have had none right, or both: 0 or 200 points where these have 50.
+    assert (made.value, made.method) == (50.0, "wilson over pictures")
+    assert (made.low, made.high) == pytest.approx((50 - 50 * share, 50 + 150 * share))
+
+
+def test_mmes_totals_are_no_certainty_where_subtasks_are_all_right_or_all_wrong(tmp_path: Path) -> None:
+    right = figures_of(*mme_of({"color": "right", "count": "right"}, tmp_path / "a.json"))
+    total, part = right["perception"], right["color"]
+    assert (total.value, total.n, total.high) == (400.0, 120, 400.0)
+    assert total.low == pytest.approx(400 - math.sqrt(2) * (200 - part.low))
+    assert total.method == "subtasks' intervals"
+    # Nor is a subtask without a mistake left out of the width of a total that has some.
+    mixed = figures_of(*mme_of({"color": "right", "count": "mixed", "OCR": "wrong"}, tmp_path / "b.json"))
+    total, count = mixed["perception"], mixed["count"]
+    assert count.method == "bootstrap over pictures"
+    assert total.value - total.low == pytest.approx(math.hypot(200 - part.low, count.value - count.low))
+    assert total.high - total.value == pytest.approx(math.hypot(mixed["OCR"].high, count.high - count.value))
 
 
 def test_seedbench_says_what_its_question_file_leaves_out(tmp_path: Path) -> None:
