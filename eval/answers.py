@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from eval.task import Example
 
 LONG_ANSWER = 1_000  # characters
+_WORD = re.compile(r"\w+")
+_MARK = re.compile("[?\uff1f]")  # the full-width one, too
 _ID_FIELDS = ("question_id", "questionId", "image", "index", "id")
 _TEXT_FIELDS = ("text", "answer", "prediction")
 
@@ -64,6 +67,7 @@ class Matched:
         empty: Keys whose answer has no visible character.
         long: Keys whose answer has more than `LONG_ANSWER` characters.
         foreign: Keys whose answer has letters of another script than Latin.
+        reworded: Keys whose stored prompt does not hold the question.
         damaged: Places in the file that could not be read.
     """
 
@@ -75,6 +79,7 @@ class Matched:
     empty: tuple[str, ...] = ()
     long: tuple[str, ...] = ()
     foreign: tuple[str, ...] = ()
+    reworded: tuple[str, ...] = ()
     damaged: tuple[str, ...] = field(default=())
 
 
@@ -239,8 +244,8 @@ def match_answers(
         keys_of: The task's `record_keys`.
 
     Raises:
-        InputError: If a question has two different answers, or no answer belongs to any question, or most
-            belong to other questions of the same numbers.
+        InputError: If a question has two different answers, or no answer belongs to any question, or stored
+            prompts ask other questions of the same numbers.
     """
     index: dict[str, str | None] = {}
     for example in examples:
@@ -287,7 +292,8 @@ def match_answers(
             f"({name_some(unknown)} against {name_some([e.question_id for e in examples])}); "
             "are they of another split or benchmark?"
         )
-    _check_prompts(examples, found)
+    shared = {key for first, rest in twins.items() for key in (first, *rest)}
+    reworded = _check_prompts(examples, found, shared)
     answers = {example.key: found[example.key].text for example in examples if example.key in found}
     return Matched(
         answers=answers,
@@ -298,41 +304,68 @@ def match_answers(
         empty=tuple(key for key, text in answers.items() if not text.strip()),
         long=tuple(key for key, text in answers.items() if len(text) > LONG_ANSWER),
         foreign=tuple(key for key, text in answers.items() if has_foreign_letters(text)),
+        reworded=reworded,
         damaged=file.damaged,
     )
 
 
-def _check_prompts(examples: Sequence[Example], found: Mapping[str, AnswerRecord]) -> None:
-    """Sees that answers that say what was asked belong to those questions, and not to their numbers alone.
+def _check_prompts(
+    examples: Sequence[Example], found: Mapping[str, AnswerRecord], shared: Collection[str]
+) -> tuple[str, ...]:
+    """Sees that answers that say what was asked belong to those questions, whatever key found them.
 
-    A question's own key is taken at its word.
+    A prompt may wrap its question as it likes, in options, hints, OCR tokens and instructions.
+
+    Args:
+        examples: All questions.
+        found: The answers, by the key of their question.
+        shared: Keys of questions whose one number and answers are several questions'.
+
+    Returns:
+        Keys whose prompt does not hold their question, nor another one that was asked.
 
     Raises:
-        InputError: If more than half of them do not.
+        InputError: If a prompt asks another of the questions, or more than half do not hold theirs.
     """
-    strangers = []
+    asked = {words for example in examples for words in _questions_in(example.question)}
     told = 0
+    others: list[tuple[Example, AnswerRecord]] = []
+    strangers: list[tuple[Example, AnswerRecord]] = []
     for example in examples:
-        record = found.get(example.key)
-        if record is None or not record.prompt or not example.question:
-            continue
-        if str(record.question_id) == example.key:
+        record, own = found.get(example.key), _questions_in(example.question)
+        if record is None or not record.prompt or not own or example.key in shared:
             continue
         told += 1
-        # The instruction behind a question may be another one.
-        if _squeeze(example.question.partition("?")[0]) not in _squeeze(record.prompt):
+        known = (*own, _words(example.llava_prompt)) if example.llava_prompt else own
+        if not any(words in _words(record.prompt) for words in known):
             strangers.append((example, record))
-    if 2 * len(strangers) > told:
-        example, record = strangers[0]
+            if any(words in asked for line in record.prompt.split("\n") for words in _questions_in(line)):
+                others.append((example, record))
+    refused = others or (strangers if 2 * len(strangers) > told else [])
+    if refused:
+        example, record = refused[0]
         raise InputError(
-            f"{len(strangers)} of {told} answers were given to other questions of the same numbers "
+            f"{len(refused)} of {told} answers were given to other questions of the same numbers "
             f"({record.place}: {record.prompt!r}, where question {example.question_id} is "
-            f"{example.question!r}): give the question file that they were made with, too (--questions)."
+            f"{example.question!r}): give the question file that they were made with (--questions), or leave "
+            '"prompt" out of lines that ask the same in other words.'
         )
+    return tuple(example.key for example, _ in strangers)
 
 
-def _squeeze(words: str) -> str:
-    return " ".join(words.lower().split())
+def _questions_in(text: str) -> tuple[str, ...]:
+    """What a text asks, as `_words` has it: up to its first question mark, and the last line that has one.
+
+    The instruction behind a question may be another one in a prompt, and so may the context before it.
+    """
+    lines = [line for line in text.split("\n") if _MARK.search(line)]
+    parts = dict.fromkeys(_words(_MARK.split(part)[0]) for part in (text, *lines[-1:]))
+    return tuple(part for part in parts if part.strip())
+
+
+def _words(text: str) -> str:
+    """Lower-case words between single spaces, and one at either end, so that words are found whole."""
+    return f" {' '.join(_WORD.findall(text.lower()))} "
 
 
 def has_foreign_letters(text: str) -> bool:

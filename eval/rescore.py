@@ -108,6 +108,7 @@ def describe_coverage(outcome: Rescored) -> dict[str, Any]:
         "empty": matched.empty,
         "long": matched.long,
         "non_latin": matched.foreign,
+        "reworded": matched.reworded,
         "damaged": matched.damaged,
     }
     return {
@@ -156,6 +157,7 @@ def _notes(outcome: Rescored) -> list[str]:
         "empty": f"empty answers, which the rule reads as {outcome.task.empty_reads}",
         "long": "answers of more than 1,000 characters",
         "non_latin": "answers with letters of another script than Latin",
+        "reworded": "answers whose stored prompt does not hold their question, scored like all others",
         "damaged": "lines that are not whole, left out",
     }
     for name, meaning in what.items():

@@ -160,6 +160,7 @@ def _coverage(runs: Sequence[Source]) -> list[str]:
         "empty": "empty answers",
         "long": "answers of more than 1,000 characters",
         "non_latin": "answers in another script than Latin",
+        "reworded": "answers whose stored prompt does not hold their question, scored like all others",
         "damaged": "lines that are not whole, left out",
     }
     notes = []

@@ -47,6 +47,7 @@ _ODDITIES = (
     "empty",
     "long",
     "non_latin",
+    "reworded",
     "damaged",
 )
 

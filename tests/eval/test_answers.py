@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from eval.answers import AnswerFile, AnswerRecord, InputError, load_answers, match_answers, name_some
-from eval.task import Example
+from eval.task import OPTION_LETTER, SHORT_ANSWER, Example
 
 EXAMPLES = [Example(str(n), n, f"question {n}", None, answers=("yes",)) for n in range(4)]
 
@@ -146,7 +146,73 @@ def test_answers_to_other_questions_of_the_same_numbers_are_refused() -> None:
         match=r"3 of 4 answers were given to other .*line 1: 'cats', where question 1 is 'question 1'",
     ):
         match_answers(numbered, told(mine[0], "cats", "dogs", "birds"), by_id)
-    assert len(match_answers(EXAMPLES, told("a", "b", "c", "d"), by_id).answers) == 4  # by their own keys
+    # Nor are they taken under a question's own key.
+    assert len(match_answers(EXAMPLES, told(*mine), by_id).answers) == 4
+    with pytest.raises(InputError, match=r"4 of 4 answers were given to other questions"):
+        match_answers(EXAMPLES, told("a", "b", "c", "d"), by_id)
+
+
+def test_an_answer_to_another_question_of_the_benchmark_is_refused_alone() -> None:
+    """Whatever key found it, and however its question is wrapped."""
+
+    def told(*prompts: str) -> AnswerFile:
+        return AnswerFile(
+            tuple(AnswerRecord(n, "yes", prompt=p, place=f"line {n}") for n, p in enumerate(prompts))
+        )
+
+    animals = ("cat", "dog", "cow", "hen")
+    questions = [replace(e, question=f"Is there a {a}?") for e, a in zip(EXAMPLES, animals, strict=True)]
+    right = [f"Is there a {animal}?{SHORT_ANSWER}" for animal in animals]
+    assert match_answers(questions, told(*right), by_id).reworded == ()
+    swapped = f"Context: in a field\nis there a dog? There are several options:\nA. yes{OPTION_LETTER}"
+    with pytest.raises(
+        InputError, match=r"1 of 4 answers were given .*line 2: .* where question 2 is 'Is there a cow\?'"
+    ):
+        match_answers(questions, told(*right[:2], swapped, right[3]), by_id)
+    # The same in other words is no other question, and is said; most of them are no chance.
+    cow = "Do you see a cow?"
+    assert match_answers(questions, told(*right[:2], cow, right[3]), by_id).reworded == ("2",)
+    with pytest.raises(InputError, match=r"3 of 4 .* or leave \"prompt\" out of lines that ask the same in"):
+        match_answers(questions, told(right[0], "Do you see a dog?", cow, "Do you see a hen?"), by_id)
+
+
+@pytest.mark.parametrize(
+    ("question", "prompt"),
+    [
+        ("what does it say?", "OCR tokens: A, B. Question: What does it say? Short answer:"),
+        ("what does it say", "What does it say\nReference OCR token: IS, THERE, A, CAT?" + SHORT_ANSWER),
+        ("What's this?", "what’s  this?\nAnswer in one word."),
+        ("Which is red?", "<image>\nContext: Is one green? Two of them.\nWhich is red?\nA. a\nB. b"),
+        ("Context: Is one green?\nWhich is red?", "Which is red?\nA. a\nB. b" + OPTION_LETTER),
+        ("Is it here? Please answer yes or no.", "Is it here?" + SHORT_ANSWER),
+        ("这是什么\uff1f请回答。", "这是什么\uff1f\n请直接回答选项字母。"),
+        ("Why?", "First, think step by step to answer: \n\nWhy?"),
+        ("???", "anything"),
+        ("as the gold file has it", "As LLaVA's file has it.\nAnd so on."),
+    ],
+)
+def test_a_prompts_wrapping_makes_no_other_question(question: str, prompt: str) -> None:
+    asked = replace(EXAMPLES[0], question=question, llava_prompt="As LLaVA's file has it.")
+    other = replace(EXAMPLES[1], question="Is there a cat?")
+    file = AnswerFile((AnswerRecord(0, "yes", prompt=prompt),))
+    assert match_answers([asked, other], file, by_id).reworded == ()
+
+
+@pytest.mark.parametrize(("question", "prompt"), [("Is it 1?", "Is it 12?"), ("Art here?", "Part here?")])
+def test_a_question_is_found_in_whole_words(question: str, prompt: str) -> None:
+    asked = [replace(EXAMPLES[0], question=question), *EXAMPLES[1:]]
+    rest = tuple(AnswerRecord(n, "yes", prompt=f"question {n}") for n in (1, 2, 3))
+    file = AnswerFile((AnswerRecord(0, "yes", prompt=prompt), *rest))
+    assert match_answers(asked, file, by_id).reworded == ("0",)
+
+
+def test_prompts_under_a_number_that_two_questions_have_are_not_held_against_either() -> None:
+    """SEED-Bench's 49914: one answer is both questions'."""
+    first = Example("7", 7, "Is it red?", None, answers=("A",))
+    second = replace(first, key="7#2", question="Is it blue?", twin="7")
+    file = AnswerFile((AnswerRecord(7, "A", prompt="Is it red?"),))
+    matched = match_answers([first, second], file, by_id)
+    assert (dict(matched.answers), matched.reworded) == ({"7": "A", "7#2": "A"}, ())
 
 
 def test_numbers_that_stand_for_several_questions_are_no_other_split() -> None:

@@ -69,6 +69,28 @@ def test_prints_a_table_and_writes_json(
     assert {**json.loads(made.read_text()), "provenance": None} == {**content, "provenance": None}
 
 
+def test_answers_whose_prompt_asks_something_else_are_refused_or_named(
+    quiz: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """easy-VQA's ids are places in its file, which every file of answers has."""
+    rows = [{**row, "prompt": f"Is it {row['question_id']}?"} for row in answers(*["yes"] * 10)]
+    words = ["--task", "easy_vqa", "--questions", str(quiz), "--answers", str(tmp_path / "a.jsonl")]
+    rows[3]["prompt"] = "Tell whether it is 3."
+    put(tmp_path / "a.jsonl", rows)
+    assert rescore([*words, "--json", str(tmp_path / "made.json")]) == 0
+    said = "1 answers whose stored prompt does not hold their question, scored like all others: 3"
+    assert said in capsys.readouterr().out
+    coverage = json.loads((tmp_path / "made.json").read_text())["coverage"]
+    assert coverage["reworded"] == {"count": 1, "first": ["3"]}
+    rows[3]["prompt"] = "is it 4?"
+    put(tmp_path / "a.jsonl", rows)
+    assert rescore(words) == 2
+    assert (
+        "1 of 10 answers were given to other questions of the same numbers (line 4: 'is it 4?', where "
+        "question 3 is 'is it 3?')" in capsys.readouterr().err
+    )
+
+
 def test_holes_are_refused_or_scored_around(
     quiz: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -368,7 +368,7 @@ def test_mme_from_json_folder_and_release(tmp_path: Path) -> None:
     assert made["perception"].protocol.endswith("1 of 10 subtasks")
     # As eval.run stores them: by key, since two questions share an id.
     own = [
-        {"question_id": e.key, "prompt": "asked otherwise", "text": said}
+        {"question_id": e.key, "prompt": e.question, "text": said}
         for e, said in zip(from_json, ("Yes", "No", "Yes", "Yes"), strict=True)
     ]
     stored_own = load_answers(put(tmp_path / "own.jsonl", own, lines=True))
