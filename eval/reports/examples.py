@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import json
 import random
 from collections.abc import Mapping, Sequence
@@ -13,10 +14,10 @@ from PIL import Image
 
 from eval.answers import InputError, read_text
 from eval.config import FILES, WEIGHTS, RunSettings
-from eval.engine import ANSWERS, build_asks
+from eval.engine import ANSWERS, Ask, build_asks
 from eval.intervals import SEED
 from eval.reports.inputs import CONFIG, Source
-from eval.shapes import MisfitError, fields, text
+from eval.shapes import MisfitError, fields, maybe, text
 from eval.task import Example, Task
 from eval.tasks import load_task
 from llm_integration.generate import open_picture
@@ -95,8 +96,10 @@ def choose_examples(sources: Sequence[Source], count: int, seed: int = SEED) -> 
         asks = build_asks(task, examples, settings.protocol, "none", settings.seed)
     except InputError as error:
         raise InputError(f"The examples of {first.path} cannot be shown: {error} {_HINT}") from None
-    prompts = {ask.example.key: ask.prompt for ask in asks}
-    answers = {source.number: _read_answers(source, prompts) for source in sources}
+    asked = {ask.example.key: ask for ask in asks}
+    folders = {source.number: load_settings_of(source).task.images for source in sources}
+    shown_from = settings.task.images
+    answers = {s.number: _read_answers(s, asked, folders[s.number], shown_from) for s in sources}
     groups: dict[str, list[Example]] = {}
     scores: dict[str, tuple[float | None, ...]] = {}
     for example in examples:
@@ -106,6 +109,14 @@ def choose_examples(sources: Sequence[Source], count: int, seed: int = SEED) -> 
     made = []
     for name in _names(sources):
         members = groups.get(name, [])
+        drawn = draw_lots(members, count, seed)
+        for source in sources:
+            for image in (example.image for example in drawn):
+                if not _is_same(image, folders[source.number], image, shown_from):
+                    raise InputError(
+                        f"{source.path} was asked about {image} of {folders[source.number]}, which is "
+                        f"another picture than that of {shown_from}; --examples 0 shows none."
+                    )
         shown = tuple(
             Shown(
                 key=example.key,
@@ -119,7 +130,7 @@ def choose_examples(sources: Sequence[Source], count: int, seed: int = SEED) -> 
                     for source, score in zip(sources, scores[example.key], strict=True)
                 ),
             )
-            for example in draw_lots(members, count, seed)
+            for example in drawn
         )
         if shown:
             made.append(Group(name, len(members), shown))
@@ -147,9 +158,22 @@ def load_settings_of(source: Source) -> RunSettings:
     return made
 
 
-def _read_answers(source: Source, prompts: Mapping[str, str]) -> dict[str, str]:
+def _read_answers(
+    source: Source, asks: Mapping[str, Ask], folder: Path | None, shown_from: Path | None
+) -> dict[str, str]:
+    """A run's answers by key.
+
+    Args:
+        source: The run.
+        asks: What is asked now, by key.
+        folder: Where the run found its pictures.
+        shown_from: Where those that are shown are.
+
+    Raises:
+        InputError: If an answer is to another question or about another picture.
+    """
     path = source.path / ANSWERS
-    answered = fields({"prompt": text}, key=text, text=text)
+    answered = fields({"prompt": text, "image": maybe(text)}, key=text, text=text)
     answers = {}
     for number, line in enumerate(read_text(path).split("\n"), start=1):
         if line:
@@ -158,14 +182,37 @@ def _read_answers(source: Source, prompts: Mapping[str, str]) -> dict[str, str]:
                 answered(row, "")
             except (json.JSONDecodeError, MisfitError) as error:
                 raise InputError(f"Line {number} of {path} is no answer of eval.run: {error}.") from None
-            now = prompts.get(row["key"])
-            if now is not None and row.get("prompt", now) != now:
-                raise InputError(
-                    f"Line {number} of {path} answers {row['prompt']!r}, and the question of that key is now "
-                    f"{now!r}; --examples 0 shows none."
-                )
+            if row["key"] in asks:
+                now = asks[row["key"]]
+                prompt, image = row.get("prompt", now.prompt), row.get("image", now.image)
+                if prompt != now.prompt:
+                    raise InputError(
+                        f"Line {number} of {path} answers {prompt!r}, and the question of that key is now "
+                        f"{now.prompt!r}; --examples 0 shows none."
+                    )
+                if image != now.image and not _is_same(image, folder, now.image, shown_from):
+                    raise InputError(
+                        f"Line {number} of {path} was asked {_about(image)}, and the question of that key is "
+                        f"now {_about(now.image)}; --examples 0 shows none."
+                    )
             answers[row["key"]] = row["text"]
     return answers
+
+
+def _about(image: str | None) -> str:
+    return "without a picture" if image is None else f"about {image}"
+
+
+def _is_same(asked: str | None, folder: Path | None, shown: str | None, shown_from: Path | None) -> bool:
+    """Whether the picture that a run was asked about is the one that is shown: the same file, or a copy.
+
+    Where one of them is not there any more, their names decide.
+    """
+    if asked is not None and shown is not None and folder is not None and shown_from is not None:
+        there, here = folder / asked, shown_from / shown
+        if there.is_file() and here.is_file():
+            return there.samefile(here) or filecmp.cmp(there, here, shallow=False)
+    return asked == shown
 
 
 def _score(task: Task, example: Example, answers: Mapping[str, str]) -> float | None:

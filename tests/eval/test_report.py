@@ -235,6 +235,47 @@ def test_examples_are_of_the_questions_that_were_asked(
     assert report(runs, *words, "--examples", "0", names=("vit",)) == 0
 
 
+def test_examples_show_the_pictures_that_were_asked_about(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = Path("quiz/questions.json")
+    rows = json.loads(path.read_text())
+    words = ["-o", str(tmp_path / "r.html"), "--no-rois"]
+    path.write_text(json.dumps([*rows[:3], [*rows[3][:2], 0], *rows[4:]]))
+    assert report(runs, *words, names=("vit",)) == 2
+    error = capsys.readouterr().err
+    assert "Line 4 of " in error
+    assert "was asked about 3.png, and the question of that key is now about 0.png" in error
+    assert report(runs, *words, "--examples", "0", names=("vit",)) == 0
+    # A copy under another name is the same picture.
+    shutil.copy("quiz/images/3.png", "quiz/images/x.png")
+    path.write_text(json.dumps([*rows[:3], [*rows[3][:2], "x"], *rows[4:]]))
+    assert report(runs, *words, names=("vit",)) == 0
+    answers = runs / "vit" / "answers.jsonl"
+    path.write_text(json.dumps(rows))
+    answers.write_text(answers.read_text().replace('"image": "3.png"', '"image": null'))
+    assert report(runs, *words, names=("vit",)) == 2
+    assert "was asked without a picture, and the question of that key is now about 3.png" in (
+        capsys.readouterr().err
+    )
+
+
+def test_runs_whose_folders_hold_other_pictures_of_one_name_are_not_shown_together(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree("quiz/images", "moved")
+    path = runs / "ours" / "config.json"
+    path.write_text(path.read_text().replace("quiz/images", "moved"))
+    words = ["-o", str(tmp_path / "r.html"), "--no-rois", "--examples", "10"]
+    assert report(runs, *words, names=("vit", "ours")) == 0
+    Image.new("RGB", (40, 30)).save("moved/2.png")
+    assert report(runs, *words, names=("vit", "ours")) == 2
+    said = "ours was asked about 2.png of moved, which is another picture than that of quiz/images"
+    assert said in capsys.readouterr().err
+    shutil.rmtree("moved")  # nothing to hold it against
+    assert report(runs, *words, names=("vit", "ours")) == 0
+
+
 def spoil(runs: Path, how: str) -> list[str]:
     """Breaks something; returns what to name."""
     quiz = runs.parent / "quiz"
