@@ -243,19 +243,25 @@ def ask_all(
 
 
 def _check_prompts(rows: Sequence[Mapping[str, Any]], asks: Sequence[Ask], folder: Path) -> None:
-    """Sees that stored answers are to these very questions: the file may have been edited meanwhile.
+    """Sees that stored answers are to these very questions and pictures: the file may have been edited.
 
     Raises:
         InputError: If one is not.
     """
-    prompts = {ask.example.key: ask.prompt for ask in asks}
+    by_key = {ask.example.key: ask for ask in asks}
     for row in rows:
-        asked = row.get("prompt", prompts.get(row["key"]))
-        if row["key"] in prompts and asked != prompts[row["key"]]:
-            raise InputError(
-                f"{folder} holds an answer to {asked!r}, where question {row['key']} is now "
-                f"{prompts[row['key']]!r}; name another folder with out=…."
-            )
+        ask = by_key.get(row["key"])
+        if ask is None:
+            continue
+        for asked, now in (
+            (row.get("prompt", ask.prompt), ask.prompt),
+            (row.get("image", ask.image), ask.image),
+        ):
+            if asked != now:
+                raise InputError(
+                    f"{folder} holds an answer to {asked!r}, where question {row['key']} is now {now!r}; "
+                    "name another folder with out=…."
+                )
 
 
 def _shared_ids(asks: Sequence[Ask]) -> bool:

@@ -317,6 +317,27 @@ def test_answers_to_questions_that_were_edited_meanwhile_are_refused(
     assert parrot.batches == []
 
 
+@pytest.mark.parametrize("finished", [True, False])
+def test_answers_about_pictures_that_were_exchanged_meanwhile_are_refused(
+    finished: bool, settings: Callable[..., RunSettings], quiz: Path
+) -> None:
+    if finished:
+        run(settings(), [], Parrot())
+    else:
+        with pytest.raises(KeyboardInterrupt):
+            run(settings(), [], Parrot(fail_after=1))
+    path = quiz / "questions.json"
+    rows = json.loads(path.read_text())
+    was, now = rows[1][2], (rows[1][2] + 1) % 3
+    path.write_text(json.dumps([rows[0], [*rows[1][:2], now], *rows[2:]]))
+    parrot = Parrot()
+    with pytest.raises(
+        InputError, match=rf"holds an answer to '{was}\.png', where question 1 is now '{now}\.png'"
+    ):
+        run(settings(), [], parrot)
+    assert parrot.batches == []
+
+
 def test_runs_of_other_prompts_are_not_compared(
     settings: Callable[..., RunSettings], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
