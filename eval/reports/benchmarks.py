@@ -9,10 +9,10 @@ from eval.reports.charts import Span, draw_spans
 from eval.reports.content import Benchmark, floor_of, protocol_of
 from eval.reports.inputs import Source
 from eval.reports.parts import (
-    breakable,
     chart,
     esc,
     figure_cell,
+    figure_name,
     named,
     notes,
     section,
@@ -20,6 +20,7 @@ from eval.reports.parts import (
     signed,
     table,
 )
+from eval.reports.words import name_figure, name_interval, name_prompts, name_task
 
 _FLOORS = {"no-image": "without the picture", "random-picture": "with a wrong picture"}
 _SHOWN = 8  # figures before the rest is folded away
@@ -71,29 +72,29 @@ def _card(benchmark: Benchmark) -> str:
         rows = [
             _span(run, run.content["figures"][benchmark.primary], colours[run.number]) for run in with_figures
         ]
-        axis = f"{benchmark.primary}, {first['unit']}"
-        drawing = chart(draw_spans(rows, f"{benchmark.task}: {benchmark.primary}", axis))
+        primary = name_figure(benchmark.primary)
+        axis = f"{primary}, {first['unit']}"
+        drawing = chart(draw_spans(rows, f"{name_task(benchmark.task)}: {primary}", axis))
     remarks = [*_coverage(runs), *benchmark.notes]
     if not with_figures:
         others = any(run.content["figures"] for run in runs)
         remarks.insert(
             0,
-            f"No run has the figure {benchmark.primary!r}: none of the questions that it stands on was asked."
+            f"No run has the figure “{name_figure(benchmark.primary)}”: none of the questions that it stands "
+            "on was asked."
             if others
             else "No figures: this benchmark is scored by a server or a judge.",
         )
-    facts = "; ".join(
-        dict.fromkeys(
-            part
-            for run in runs
-            for part in (f"{protocol_of(run)} prompts" if protocol_of(run) else "prompts unknown (rescored)",)
-        )
-    )
+    facts = "; ".join(dict.fromkeys(name_prompts(protocol_of(run)) for run in runs))
+    figures, rows_shown = _figures(benchmark)
+    # Beside a table that is much longer than the drawing, half of the card would stay empty.
+    layout = "pair" if len(runs) < 3 and rows_shown <= 2 * len(runs) + 1 else "stack"
+    body = f'<div class="{layout}">{drawing}{figures}</div>' if drawing or figures else ""
     return (
-        f'<article class="card" id="task-{esc(benchmark.task)}"><header><h3>{esc(benchmark.task)}</h3>'
+        f'<article class="card" id="task-{esc(benchmark.task)}"><header>'
+        f"<h3>{esc(name_task(benchmark.task))}</h3>"
         f'<p class="facts">{esc(benchmark.scorer)}; {esc(facts)}</p></header>'
-        f'<div class="{"pair" if len(runs) < 3 else "stack"}">{drawing}{_figures(benchmark)}</div>'
-        f"{notes(remarks)}</article>"
+        f"{body}{notes(remarks)}</article>"
     )
 
 
@@ -107,15 +108,15 @@ def _span(run: Source, figure: Mapping[str, Any], css: str) -> Span:
     return Span(label, figure["value"], low, high, text, css, floor_of(run) is not None)
 
 
-def _figures(benchmark: Benchmark) -> str:
-    """Figures down, runs across."""
+def _figures(benchmark: Benchmark) -> tuple[str, int]:
+    """Figures down, runs across; and how many rows are not folded away."""
     runs = benchmark.runs
     everything: dict[str, Mapping[str, Any]] = {}
     for run in runs:
         for name, figure in run.content["figures"].items():
             everything.setdefault(name, figure)
     if not everything:
-        return ""
+        return "", 0
     names = sorted(everything, key=lambda name: (name != benchmark.primary, everything[name]["detail"]))
     plain = [name for name in names if not everything[name]["detail"]][:_SHOWN]
     rest = [name for name in names if name not in plain]
@@ -124,7 +125,7 @@ def _figures(benchmark: Benchmark) -> str:
     if rest:
         more = table(head, [_row(name, everything[name], runs) for name in rest], "figures")
         shown += f"<details><summary>{len(rest)} more figures</summary>{more}</details>"
-    return f"<div>{shown}</div>"
+    return f"<div>{shown}</div>", len(plain)
 
 
 def _head(run: Source) -> str:
@@ -139,10 +140,10 @@ def _row(name: str, any_figure: Mapping[str, Any], runs: Sequence[Source]) -> li
     figures = [run.content["figures"].get(name) for run in runs]
     counts = sorted({figure["n"] for figure in figures if figure})
     unit = "" if any_figure["unit"] == "%" else f", {esc(any_figure['unit'])}"
-    rule = ", ".join(dict.fromkeys(filter(None, (any_figure["protocol"], any_figure["method"]))))
+    rule = ", ".join(filter(None, (any_figure["protocol"], name_interval(any_figure["method"]))))
     n = " / ".join(f"{count:,}" for count in counts)
     return [
-        f"{breakable(name)}{unit}",
+        f"{figure_name(name)}{unit}",
         *(figure_cell(figure) for figure in figures),
         n,
         f'<span class="rule">{esc(rule)}</span>',
@@ -167,7 +168,7 @@ def _coverage(runs: Sequence[Source]) -> list[str]:
     for run in runs:
         coverage = run.content["coverage"]
         odd = [
-            f"{coverage[name]['count']:,} {meaning}"
+            f"{meaning}: {coverage[name]['count']:,}"
             for name, meaning in words.items()
             if coverage.get(name, {}).get("count")
         ]
@@ -191,7 +192,7 @@ def exchange_section(benchmarks: Sequence[Benchmark]) -> str:
             )
             rows.append(
                 [
-                    esc(benchmark.task),
+                    esc(name_task(benchmark.task)),
                     f"{named(second)} − {named(first)}{_kind(made, first)}",
                     f'<span class="value">{signed(made["difference"], 2)}</span>'
                     f'<span class="interval">{signed(made["low"], 2)} … {signed(made["high"], 2)}</span>',
@@ -201,7 +202,7 @@ def exchange_section(benchmarks: Sequence[Benchmark]) -> str:
                 ]
             )
             eyes = made["what"] == "eyes"
-            label = f"{benchmark.task}: {second.label}" + (
+            label = f"{name_task(benchmark.task)}: {second.label}" + (
                 f" − {_FLOORS.get(floor_of(first) or '', 'its floor')}" if eyes else f" − {first.label}"
             )
             spans.append(

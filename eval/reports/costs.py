@@ -8,9 +8,10 @@ from typing import Any
 from eval.baselines.combine import OURS
 from eval.reports.charts import Bar, draw_bars
 from eval.reports.inputs import Source
-from eval.reports.parts import chart, esc, figure_cell, legend, ref, section, signed, table
-from eval.reports.scatter import draw_scatter, marker, name_method
+from eval.reports.parts import chart, esc, figure_cell, figure_name, legend, ref, section, signed, table
+from eval.reports.scatter import draw_scatter, marker, name_method, name_skipped
 from eval.reports.svg import short
+from eval.reports.words import name_task
 
 _PIECES = (("tower", "piece-tower"), ("projector", "piece-projector"), ("prefill", "piece-prefill"))
 
@@ -37,9 +38,9 @@ def _comparison(source: Source) -> str:
     )
     gmacs = draw_scatter(points, primary, "gmacs", "GMACs per answer begun (tower, projector, prefill)")
     clock = draw_scatter(points, primary, "ms", "milliseconds to the first word")
-    device = source.provenance.get("device")
+    device, asked = source.provenance.get("device"), content.get("prompt_tokens")
     captions = (
-        f"Multiply-adds, counted. {content.get('prompt_tokens', '?')} tokens of a question.",
+        "Multiply-adds, counted" + (f"; a question of {asked} tokens." if asked is not None else "."),
         f"Measured: median, quartiles as horizontal whiskers{f'; {esc(device)}' if device else ''}.",
     )
     training = points[0].get("training", {})
@@ -49,10 +50,10 @@ def _comparison(source: Source) -> str:
         *([f"{training['steps']} steps of {training['batch']} pictures"] if "steps" in training else []),
         *([f"{len(training['seeds'])} trainings a point"] if "seeds" in training else []),
     ]
-    skipped = content.get("skipped") or []
+    skipped = name_skipped(content.get("skipped") or [])
     below = f'<p class="notes">Not applicable: {esc("; ".join(skipped))}.</p>' if skipped else ""
     return (
-        f'<article class="card"><header><h3>{esc(content["task"])}{ref(source.number)}</h3>'
+        f'<article class="card"><header><h3>{esc(name_task(content["task"]))}{ref(source.number)}</h3>'
         f'<p class="facts">{esc("; ".join(filter(None, facts)))}</p></header>'
         f'<ul class="legend">{keys}</ul><div class="pair even">{chart(gmacs, captions[0])}'
         f"{chart(clock, captions[1])}</div>{_points(points, primary)}{below}</article>"
@@ -73,7 +74,7 @@ def _points(points: Sequence[Mapping[str, Any]], primary: str) -> str:
             floor = point["random-picture"]["figures"][primary]
             cells = [f"{name}, wrong picture", str(point["tokens"]), figure_cell(floor), _singles(floor)]
             rows.append([*cells, "", f"{floor['n']:,}", "", "", ""])
-    head = ["tower", "tokens", f"{esc(primary)}, %", "single trainings, %", "ours minus it", "n"]
+    head = ["tower", "tokens", f"{figure_name(primary)}, %", "single trainings, %", "ours minus it", "n"]
     whole = table([*head, "tower, GMACs", "total, GMACs", "first word, ms"], rows, "figures")
     return f"<details><summary>All {len(rows)} rows</summary>{whole}</details>"
 

@@ -7,7 +7,19 @@ from typing import Any
 
 from eval.reports.charts import Span, draw_spans
 from eval.reports.inputs import Source
-from eval.reports.parts import breakable, chart, esc, figure_cell, notes, ref, section, show_p, signed, table
+from eval.reports.parts import (
+    chart,
+    esc,
+    figure_cell,
+    figure_name,
+    notes,
+    ref,
+    section,
+    show_p,
+    signed,
+    table,
+)
+from eval.reports.words import name_figure
 
 _NAMES = {
     "zeroshot": "Zero-shot classification",
@@ -38,7 +50,7 @@ def _card(source: Source) -> str:
     names = list(dict.fromkeys(name for part in looks.values() for name in part))
     spans = [
         Span(
-            f"{name} · {look}",
+            f"{name_figure(name)} · {look}",
             part[name]["value"],
             part[name]["low"],
             part[name]["high"],
@@ -55,7 +67,7 @@ def _card(source: Source) -> str:
         made = sheet["differences"].get(name)
         rows.append(
             [
-                breakable(name),
+                figure_name(name),
                 *(figure_cell(part.get(name)) for part in looks.values()),
                 *(["–"] * 3 if made is None else _difference(made)),
                 " / ".join(f"{count:,}" for count in counts),

@@ -12,6 +12,7 @@ from eval.reports.eyes import Eyes, Look
 from eval.reports.inputs import Source
 from eval.reports.parts import anchor, embed, esc, section
 from eval.reports.svg import number
+from eval.reports.words import name_task
 
 _LAYERS = 6  # looks that the style sheet knows
 
@@ -36,7 +37,7 @@ def gallery_section(benchmarks: Sequence[Benchmark], eyes: Mapping[int, Eyes]) -
 def _of_benchmark(benchmark: Benchmark, eyes: Mapping[int, Eyes]) -> str:
     runs = {run.number: run for run in benchmark.runs}
     lookers = [number for number in runs if number in eyes][: _LAYERS // 2]
-    name = f"look-{anchor(benchmark.task)}"
+    task, name = name_task(benchmark.task), f"look-{anchor(benchmark.task)}"
     layers = [
         f"{runs[looker].label}, {step}" if len(lookers) > 1 else step
         for looker in lookers
@@ -44,8 +45,8 @@ def _of_benchmark(benchmark: Benchmark, eyes: Mapping[int, Eyes]) -> str:
     ]
     groups = "".join(_group(group, runs, lookers, eyes) for group in benchmark.groups)
     return (
-        f'<div class="gallery" role="group" aria-label="Examples of {esc(benchmark.task)}">'
-        f"<h3>{esc(benchmark.task)}</h3>{_switch(name, layers)}{groups}</div>"
+        f'<div class="gallery" role="group" aria-label="Examples of {esc(task)}">'
+        f"<h3>{esc(task)}</h3>{_switch(name, layers)}{groups}</div>"
     )
 
 

@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from eval.baselines.combine import OURS
+from eval.reports import words
 from eval.reports.benchmarks import describe_comparison, name_run
 from eval.reports.content import Benchmark, Content, protocol_of
 from eval.reports.encoders import name_measurement
 from eval.reports.inputs import Source
 from eval.reports.parts import signed
-from eval.reports.scatter import name_method
+from eval.reports.scatter import name_method, name_skipped
 from eval.reports.svg import short
 
 
@@ -22,7 +23,10 @@ def build_markdown(content: Content) -> str:
     for benchmark in content.benchmarks:
         parts += _benchmark(benchmark)
     for source in content.of("pareto"):
-        parts += [f"## Accuracy against cost: {source.content['task']} [{source.number}]", _pareto(source)]
+        parts += [
+            f"## Accuracy against cost: {_plain(words.name_task(source.content['task']))} [{source.number}]",
+            _pareto(source),
+        ]
     for source in content.of("cost"):
         parts += _cost(source)
     for source in content.of("encoder"):
@@ -71,16 +75,18 @@ def _benchmark(benchmark: Benchmark) -> list[str]:
     for name, any_figure in sorted(names.items(), key=lambda item: item[0] != benchmark.primary):
         figures = [run.content["figures"].get(name) for run in benchmark.runs]
         counts = sorted({figure["n"] for figure in figures if figure})
-        rule = ", ".join(filter(None, (any_figure["protocol"], any_figure["method"])))
+        rule = ", ".join(filter(None, (any_figure["protocol"], words.name_interval(any_figure["method"]))))
         unit = "%" if any_figure["unit"] == "%" else any_figure["unit"]
         n = " / ".join(map(str, counts))
-        rows.append([f"{_plain(name)}, {unit}", *map(_figure, figures), n, _plain(rule)])
+        rows.append([f"{_plain(words.name_figure(name))}, {unit}", *map(_figure, figures), n, _plain(rule)])
     tokens = [
-        f"{name_run(run)}: {run.content['visual_tokens']:.0f} visual tokens, {protocol_of(run)} prompts"
+        f"{name_run(run)}: {run.content['visual_tokens']:.0f} visual tokens, "
+        f"{words.name_prompts(protocol_of(run))}"
         for run in benchmark.runs
         if run.content.get("visual_tokens") is not None
     ]
-    parts = [f"## {_plain(benchmark.task)}", _plain(benchmark.scorer) + "."]
+    task = _plain(words.name_task(benchmark.task))
+    parts = [f"## {task}", _plain(benchmark.scorer) + "."]
     if rows:
         parts.append(_table(head, rows))
     if tokens:
@@ -89,7 +95,7 @@ def _benchmark(benchmark: Benchmark) -> list[str]:
     if said:
         parts.append("\n".join(f"- {_plain(line)}" for line in said))
     if benchmark.groups:
-        parts += [f"### Examples: {_plain(benchmark.task)}", _examples(benchmark, runs)]
+        parts += [f"### Examples: {task}", _examples(benchmark, runs)]
     return parts
 
 
@@ -123,8 +129,15 @@ def _pareto(source: Source) -> str:
         ]
         for p in sorted(source.content["points"], key=lambda p: p["gmacs"]["total"])
     ]
-    head = ["tower", "tokens", f"{primary}, %", "n", "total, GMACs", "first word, ms"]
-    skipped = source.content.get("skipped") or []
+    head = [
+        "tower",
+        "tokens",
+        f"{_plain(words.name_figure(primary))}, %",
+        "n",
+        "total, GMACs",
+        "first word, ms",
+    ]
+    skipped = name_skipped(source.content.get("skipped") or [])
     return _table(head, rows) + (f"\n\nNot applicable: {_plain('; '.join(skipped))}." if skipped else "")
 
 
@@ -192,7 +205,9 @@ def _encoder(sheet: Mapping[str, Any]) -> str:
         ends = f" ({signed(made['low'], 2)} to {signed(made['high'], 2)})" if made else ""
         gap = f"{signed(made['difference'], 2)}{ends}" if made else "–"
         n = " / ".join(str(part[name]["n"]) for part in looks.values() if name in part)
-        rows.append([_plain(name), *(_figure(part.get(name)) for part in looks.values()), gap, n])
+        rows.append(
+            [_plain(words.name_figure(name)), *(_figure(part.get(name)) for part in looks.values()), gap, n]
+        )
     return _table(["figure, %", *map(_plain, looks), "encoder − teacher", "n"], rows)
 
 

@@ -15,6 +15,7 @@ from eval.reports.gallery import gallery_section
 from eval.reports.inputs import KINDS, Source
 from eval.reports.parts import anchor, esc, section, signed, table
 from eval.reports.svg import short
+from eval.reports.words import name_task
 
 _STYLE = Path(__file__).with_name("style.css")
 # Nothing may be loaded: what a browser shows is what the file holds.
@@ -63,14 +64,14 @@ def _summary(content: Content) -> str:
             if made["what"] == "towers":
                 tiles.append(
                     _tile(
-                        f"{benchmark.task} score",
+                        f"{name_task(benchmark.task)} score",
                         f"{signed(made['difference'])} points",
                         _words(made, runs),
                     )
                 )
     for source in content.of("cost"):
         tiles += _cost_tiles(source)
-    tiles = tiles[:8]
+    tiles = list(dict.fromkeys(tiles))[:8]  # records of several batch sizes count the same
     across = "thirds" if len(tiles) in (3, 5, 6) else "quarters"
     return f'<div class="tiles {across}">{"".join(tiles)}</div>' if tiles else ""
 
@@ -94,9 +95,10 @@ def _cost_tiles(source: Source) -> list[str]:
         return []
     base, ours = record["counts"][record["baseline"]], record["counts"][others[0]]
     pair = f"{record['labels'][others[0]]} instead of {record['labels'][record['baseline']]}"
+    device = source.provenance.get("device")
     tiles = [
         _tile(
-            f"multiply-adds, {record['llm']}",
+            f"multiply-adds, {record['llm']} Llama",
             f"{base['total_gmacs'] / ours['total_gmacs']:.1f}× less",
             f"{pair}: {short(base['total_gmacs'])} → {short(ours['total_gmacs'])} GMACs to the first token.",
         )
@@ -105,10 +107,10 @@ def _cost_tiles(source: Source) -> list[str]:
         slow, fast = part[record["baseline"]]["first_token"], part[others[0]]["first_token"]
         tiles.append(
             _tile(
-                f"first token, {record['llm']}",
+                f"first token, {record['llm']} Llama",
                 f"{slow['median'] / fast['median']:.1f}× sooner",
                 f"{pair}: {short(1e3 * slow['median'])} → {short(1e3 * fast['median'])} ms, "
-                f"batch {part[others[0]]['batch']}, {source.provenance.get('device')}.",
+                f"batch {part[others[0]]['batch']}{f', {device}' if device else ''}.",
             )
         )
     return tiles

@@ -12,6 +12,7 @@ from typing import Any
 from PIL import Image
 
 from eval.reports.inputs import Source
+from eval.reports.words import name_figure
 
 _MARKED = '<tr class="marked">'
 
@@ -21,9 +22,10 @@ def esc(value: object) -> str:
     return html.escape(str(value))
 
 
-def breakable(name: str) -> str:
-    """A figure's name as HTML, with places where a narrow column may break it."""
-    return re.sub(r"([/_])", r"\1<wbr>", esc(name))
+def figure_name(name: str) -> str:
+    """A figure in words as HTML; its identifier, as the JSON form has it, shows under the pointer."""
+    words = name_figure(name)
+    return esc(words) if words == name else f'<span title="{esc(name)}">{esc(words)}</span>'
 
 
 def show_p(p: float) -> str:

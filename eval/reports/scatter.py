@@ -20,6 +20,12 @@ def name_method(method: str) -> str:
     return LABELS.get(method, method)
 
 
+def name_skipped(points: Sequence[str]) -> list[str]:
+    """Points that cannot be, as eval.pareto names them ("METHOD at N (why)"), with the methods in words."""
+    parts = (point.partition(" ") for point in points)
+    return [f"{name_method(method)}{space}{rest}" for method, space, rest in parts]
+
+
 def floors_of(points: Sequence[Mapping[str, Any]], primary: str) -> dict[str, float]:
     """What a model reaches without seeing the right picture, by name."""
     floors = {}

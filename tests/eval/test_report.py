@@ -26,8 +26,10 @@ from eval.reports.eyes import crop_of, load_eyes
 from eval.reports.inputs import read_sources
 from eval.reports.parts import signed
 from eval.reports.svg import pick_log_ticks, pick_ticks, short
+from eval.reports.words import name_figure, name_prompts, name_task
 from eval.run import run
 from eval.task import SHORT_ANSWER, Example
+from eval.tasks import list_tasks
 from llm_integration.hf import SparseFormerVisionModel
 from llm_integration.result import load_tower
 from sparse_vlm import TransformConfig, load_encoder
@@ -98,6 +100,80 @@ def test_every_figure_says_where_it_comes_from(runs: Path, tmp_path: Path) -> No
             assert source[key] in html
             assert source[key] in markdown.read_text()
     assert sources[0]["command"].startswith("python -m eval.run configs/eval/easy_vqa.yaml")
+
+
+def test_readers_get_words_and_the_json_form_keeps_the_identifiers(runs: Path, tmp_path: Path) -> None:
+    page, markdown, values = tmp_path / "r.html", tmp_path / "r.md", tmp_path / "r.json"
+    report(runs, "-o", str(page), "--markdown", str(markdown), "--json", str(values), "--no-rois")
+    html, text = page.read_text(), markdown.read_text()
+    for word in ("easy-VQA score", "<h3>easy-VQA</h3>", "LLaVA-1.5&#x27;s prompts", "Wilson&#x27;s interval"):
+        assert word in html
+    for word in ("## easy-VQA", "yes or no, %", "top 1", "LLaVA-1.5's prompts", "average pooling at 100"):
+        assert word in text
+    shown = re.sub(r"<code>.*?</code>|<[^>]*>", "", html.split("Where the figures come from</a></h2>")[0])
+    shown = shown.split("</style>")[-1]
+    for identifier in ("easy_vqa", "yes_no", "top1", "llava-1.5", "pool at"):
+        assert identifier not in shown.partition("sparse-vlm · evaluation")[2], identifier
+        assert identifier not in re.sub(r"`[^`]*`", "", text), identifier
+    assert '<span title="yes_no">yes or no</span>' in html
+    assert "average pooling at 100 (of 64)" in html
+    kept = json.loads(values.read_text())
+    assert kept["benchmarks"][0]["task"] == "easy_vqa"
+    assert "yes_no" in kept["benchmarks"][0]["runs"][0]["figures"]
+
+
+def test_what_is_not_known_is_left_out_and_what_is_alike_is_said_once(runs: Path, tmp_path: Path) -> None:
+    page = tmp_path / "r.html"
+    report(runs, "-o", str(page), "--no-rois")
+    html = page.read_text()
+    # Two records of the same towers; one has clocks, and neither knows its device.
+    assert html.count("multiply-adds, tiny Llama") == 1
+    assert "200 ms, batch 4." in html
+    assert "Multiply-adds, counted.<" in html
+    path = runs / "pareto" / "pareto.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "prompt_tokens": 12}))
+    report(runs, "-o", str(page), names=("pareto",))
+    assert "Multiply-adds, counted; a question of 12 tokens." in page.read_text()
+
+
+def test_a_drawing_stands_above_a_table_that_is_much_longer(runs: Path, tmp_path: Path) -> None:
+    page, path = tmp_path / "r.html", runs / "vit" / "scores.json"
+    words = ["-o", str(page), "--examples", "0"]
+    report(runs, *words, names=("vit",))
+    assert '<div class="pair"><figure' in page.read_text()
+    scores = json.loads(path.read_text())
+    scores["figures"] |= {f"{n}": scores["figures"]["accuracy"] for n in range(6)}
+    path.write_text(json.dumps(scores))
+    report(runs, *words, names=("vit",))
+    assert '<div class="stack"><figure' in page.read_text()
+    # No empty box where there is neither.
+    path.write_text(json.dumps({**scores, "figures": {}}))
+    report(runs, *words, names=("vit",))
+    assert '<div class="pair"></div>' not in page.read_text()
+    assert '<div class="stack"></div>' not in page.read_text()
+
+
+@pytest.mark.parametrize(
+    ("figure", "words"),
+    [
+        ("accuracy", "accuracy"),
+        ("llava/mean/f1", "LLaVA's rule: mean F1"),
+        ("strict/random/yes_ratio", "exact word: random share of yes"),
+        ("answer_type/yes/no", "answer type: yes/no"),
+        ("l2_category/finegrained_perception", "l2 category: finegrained perception"),
+        ("code_reasoning/accuracy_plus", "code reasoning accuracy+"),
+        ("OCR", "OCR"),
+        ("image_to_text@5", "image to text @ 5"),
+    ],
+)
+def test_figures_have_names(figure: str, words: str) -> None:
+    assert name_figure(figure) == words
+
+
+def test_benchmarks_have_names() -> None:
+    """A new one is added to the words, unless it is a word itself."""
+    assert [task for task in list_tasks() if name_task(task) == task] == ["scenes"]
+    assert name_prompts("lmms-eval") == "lmms-eval prompts"
 
 
 def test_pairs_are_compared_as_eval_compare_does(
@@ -201,7 +277,7 @@ def test_other_figures_than_the_primary_one_are_no_servers(runs: Path, tmp_path:
     path.write_text(json.dumps(scores))
     assert report(runs, "-o", str(tmp_path / "r.html"), "--examples", "0", names=("vit",)) == 0
     html = (tmp_path / "r.html").read_text()
-    assert "No run has the figure &#x27;accuracy&#x27;" in html
+    assert "No run has the figure “accuracy”" in html
     assert "scored by a server" not in html
 
 

@@ -80,6 +80,16 @@ def test_a_page_is_whole_on_every_screen(page: Path, browser: Browser) -> None:
         assert ground == ("rgb(15, 17, 21)" if scheme == "dark" else "rgb(250, 249, 246)"), place
 
 
+def test_cards_end_where_their_text_ends(page: Path, browser: Browser) -> None:
+    """Whatever the height of the picture on the card beside them."""
+    browser.open(page, 1280, 800, "light")
+    left_over = (
+        "[...document.querySelectorAll('.example')].map(card => card.getBoundingClientRect().bottom"
+        " - card.lastElementChild.getBoundingClientRect().bottom)"
+    )
+    assert max(browser.run(left_over)) < 30
+
+
 def test_regions_come_and_go_with_their_switch(page: Path, browser: Browser) -> None:
     browser.open(page, 1280, 800, "light")
     shown = (
