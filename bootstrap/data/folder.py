@@ -9,6 +9,7 @@ from pathlib import Path
 
 from bootstrap.data.decode import EXTENSIONS, BadPictureError
 from bootstrap.data.source import digest
+from bootstrap.data.tars import is_tar_name
 
 _log = logging.getLogger(__name__)
 
@@ -71,14 +72,15 @@ class FolderSource:
 
 
 def _hint(folder: Path) -> str:
-    """What a folder without pictures holds instead."""
-    for pattern, what, kind in (
-        ("*.tar*", "tars", "tars"),
-        ("*.parquet", "parquet files", "hf"),
-        ("*.arrow", "arrow files", "hf"),
-    ):
+    """What a folder without pictures holds instead, and how to read that."""
+    tar = next((path for path in sorted(folder.rglob("*")) if is_tar_name(path.name)), None)
+    if tar is not None and tar.parent != folder:  # tars are looked for in the folder itself
+        return f"; {tar.parent} holds tars: set data.source to it"
+    if tar is not None:
+        return "; it holds tars: set data.kind to tars"
+    for pattern, what in (("*.parquet", "parquet files"), ("*.arrow", "arrow files")):
         if any(folder.rglob(pattern)):
-            return f"; it holds {what}: set data.kind to {kind}"
+            return f"; it holds {what}: set data.kind to hf"
     return ""
 
 

@@ -81,7 +81,7 @@ def guess_kind(source: str) -> str:
         return "hf" if suffixes & {".parquet", ".arrow"} else "folder"
     if path.is_file() and path.suffix.lower() in (".parquet", ".arrow"):
         return "hf"
-    if "://" in source or source.startswith("pipe:") or ".tar" in source or ".tgz" in source:
+    if "://" in source or source.startswith("pipe:") or ".tar" in source.lower() or ".tgz" in source.lower():
         return "tars"
     if path.exists():
         raise ValueError(

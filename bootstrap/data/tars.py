@@ -32,6 +32,7 @@ _log = logging.getLogger(__name__)
 
 _INDEX_VERSION = "4"
 _MOST_OPEN_FILES = 64
+_TAR_NAMES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 
 
 def expand_shards(source: str) -> list[str]:
@@ -278,7 +279,7 @@ def _is_remote(shard: str) -> bool:
 
 def is_tar_name(name: str) -> bool:
     """Whether a file in a folder is a shard, compressed or not."""
-    return not name.startswith(".") and name.lower().endswith((".tar", ".tar.gz", ".tgz"))
+    return not name.startswith(".") and name.lower().endswith(_TAR_NAMES)
 
 
 def _is_plain(shard: str) -> bool:

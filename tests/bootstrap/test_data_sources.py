@@ -222,13 +222,22 @@ def test_a_folder_that_may_not_be_read_is_said(
 
 
 @pytest.mark.parametrize(
-    ("name", "kind"), [("data/train-0.parquet", "hf"), ("x/a.arrow", "hf"), ("b/1.tar", "tars")]
+    ("name", "kind"), [("data/train-0.parquet", "hf"), ("x/a.arrow", "hf"), ("1.tar", "tars")]
 )
 def test_a_folder_of_something_else_says_how_to_read_it(name: str, kind: str, tmp_path: Path) -> None:
-    (tmp_path / name).parent.mkdir()
+    (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_bytes(b"")
     with pytest.raises(ValueError, match=f"no pictures in folder .*: set data.kind to {kind}$"):
         FolderSource(tmp_path)
+
+
+def test_tars_further_down_are_found_by_what_is_said(shards: Path, tmp_path: Path) -> None:
+    (tmp_path / "all" / "deep").mkdir(parents=True)
+    shards.rename(tmp_path / "all" / "deep" / "train")
+    with pytest.raises(ValueError, match=r"; .* holds tars: set data\.source to it$") as refused:
+        open_source(DataConfig(str(tmp_path / "all")))
+    said = str(refused.value).partition("; ")[2].partition(" holds")[0]
+    assert isinstance(open_source(DataConfig(said)), TarSource)
 
 
 def test_damaged_tar_is_used_up_to_the_damage(shards: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -411,9 +420,11 @@ def test_parquet_folder_with_two_splits_asks_which(tmp_path: Path) -> None:
 
 
 def test_compressed_tars_in_a_folder_are_tars(tmp_path: Path) -> None:
-    for name in ("a.tar.gz", "b.tgz"):
+    for name in ("a.tar.gz", "b.tgz", "c.tar.xz", "d.tar.bz2", "E.TAR"):
         (tmp_path / name).write_bytes(b"")
-    assert guess_kind(str(tmp_path)) == "tars"
+        assert guess_kind(str(tmp_path)) == guess_kind(str(tmp_path / name)) == "tars"
+        assert expand_shards(str(tmp_path)) == [str(tmp_path / name)]
+        (tmp_path / name).unlink()
 
 
 def test_rows_that_hold_raw_bytes_or_nothing(tmp_path: Path) -> None:
