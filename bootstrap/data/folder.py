@@ -32,7 +32,7 @@ class FolderSource:
         self.title = str(folder)
         if not self.folder.is_dir():
             raise FileNotFoundError(f"the picture folder {self.title!r} does not exist or is not a folder")
-        self.paths = sorted(_walk(self.folder))
+        self.paths = sorted(walk_pictures(self.folder))
         self._fingerprint: str | None = None
         if not self.paths:
             raise ValueError(
@@ -88,7 +88,8 @@ def _warn(error: OSError) -> None:
     _log.warning("%s cannot be read (%s): its pictures are left out", error.filename, error.strerror)
 
 
-def _walk(folder: Path) -> Iterator[str]:
+def walk_pictures(folder: Path) -> Iterator[str]:
+    """Every picture file below a folder, as a path from there, in no order; see :class:`FolderSource`."""
     seen: set[tuple[int, int]] = set()
     for directory, below, files in os.walk(folder, followlinks=True, onerror=_warn):
         status = Path(directory).stat()

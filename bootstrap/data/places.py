@@ -9,7 +9,7 @@ from pathlib import Path
 from bootstrap.data.concat import ConcatSource
 from bootstrap.data.config import DataConfig
 from bootstrap.data.decode import EXTENSIONS
-from bootstrap.data.folder import FolderSource
+from bootstrap.data.folder import FolderSource, walk_pictures
 from bootstrap.data.source import AnySource, PictureSource
 from bootstrap.data.tars import is_tar_name, open_tars
 
@@ -63,7 +63,7 @@ def guess_kind(source: str) -> str:
 
     Raises:
         FileNotFoundError: there is nothing at that place.
-        ValueError: it is none of the three.
+        ValueError: it is none of the three, or two of them.
     """
     path = Path(source).expanduser()
     if path.is_dir():
@@ -78,7 +78,14 @@ def guess_kind(source: str) -> str:
                     "data.kind=folder or data.kind=tars"
                 )
             return "tars"
-        return "hf" if suffixes & {".parquet", ".arrow"} else "folder"
+        if not suffixes & {".parquet", ".arrow"}:
+            return "folder"
+        if next(walk_pictures(path), None) is not None:  # img2dataset writes a table beside its pictures
+            raise ValueError(
+                f"data.source {source!r} holds both pictures and tables: say which are meant with "
+                "data.kind=folder or data.kind=hf"
+            )
+        return "hf"
     if path.is_file() and path.suffix.lower() in (".parquet", ".arrow"):
         return "hf"
     if "://" in source or source.startswith("pipe:") or ".tar" in source.lower() or ".tgz" in source.lower():

@@ -456,6 +456,11 @@ def test_guess_kind(folder: Path, shards: Path, tmp_path: Path) -> None:
     (tmp_path / "p").mkdir()
     (tmp_path / "p" / "x.parquet").write_bytes(b"")
     assert guess_kind(str(tmp_path / "p")) == "hf"
+    folder.rename(tmp_path / "p" / "00000")
+    with pytest.raises(
+        ValueError, match=r"holds both pictures and tables: .*data\.kind=folder or data\.kind=hf"
+    ):
+        guess_kind(str(tmp_path / "p"))
 
 
 def test_hold_out_splits_disjointly(shards: Path) -> None:
