@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from sparse_vlm.encoder import SparseFormer
+from sparse_vlm.encoder import EncoderOutput, SparseFormer
 
 from .config import ObjectiveSettings
 from .objectives import align_pooled, match_handover, match_pooled, match_relations, match_tokens, pool_rois
@@ -81,24 +81,31 @@ class Student(nn.Module):
             focus = self.encoder.focus(images, num_tokens)
             # As the joint phase compares them: on their way into the first block.
             entering = self.encoder.cortex.entry_norm(focus.tokens)
-            return {"handover": self._handover(entering, targets.mid, self._regions(focus.rois))}
-        weights = self.settings
+            with _in_fp32(images):
+                return {"handover": self._handover(entering, targets.mid, self._regions(focus.rois))}
         output = self.encoder(images, num_tokens, hidden_states=True)
+        with _in_fp32(images):
+            return self._compare(output, targets.mid, targets.tokens, targets.pooled)
+
+    def _compare(
+        self, output: EncoderOutput, mid: Tensor, tokens: Tensor, pooled: Tensor
+    ) -> dict[str, Tensor]:
+        """The distances of the joint phase."""
+        weights = self.settings
         latents = slice(int(self.encoder.config.cls_token), None)
         regions = self._regions(output.rois)
         distances: dict[str, Tensor] = {}
         if weights.handover > 0 and output.hidden_states is not None:
-            handover = output.hidden_states[0][:, latents]
-            distances["handover"] = self._handover(handover, targets.mid, regions)
+            distances["handover"] = self._handover(output.hidden_states[0][:, latents], mid, regions)
         if weights.tokens > 0:
-            wanted = pool_rois(targets.tokens.float(), regions, self.grid)
+            wanted = pool_rois(tokens.float(), regions, self.grid)
             distances["tokens"] = match_tokens(output.tokens[:, latents], wanted, self.tokens_spread)
         if weights.pooled_cosine > 0:
-            distances["pooled_cosine"] = align_pooled(output.pooled, targets.pooled)
+            distances["pooled_cosine"] = align_pooled(output.pooled, pooled)
         if weights.pooled > 0:
-            distances["pooled"] = match_pooled(output.pooled, targets.pooled, self.pooled_spread)
+            distances["pooled"] = match_pooled(output.pooled, pooled, self.pooled_spread)
         if weights.relations > 0:
-            distances["relations"] = match_relations(output.pooled, targets.pooled)
+            distances["relations"] = match_relations(output.pooled, pooled)
         return distances
 
     def _regions(self, rois: tuple[Tensor, ...]) -> Tensor:
@@ -106,6 +113,11 @@ class Student(nn.Module):
 
     def _handover(self, handover: Tensor, mid: Tensor, rois: Tensor) -> Tensor:
         return match_handover(handover, pool_rois(mid.float(), rois, self.grid), self.mid_spread)
+
+
+def _in_fp32(images: Tensor) -> torch.autocast:
+    """Without the encoder's autocast, which would round targets and similarities to bf16 in every product."""
+    return torch.autocast(images.device.type, enabled=False)
 
 
 def weigh(distances: dict[str, Tensor], settings: ObjectiveSettings, progress: float) -> Tensor:

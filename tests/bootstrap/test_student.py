@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from bootstrap.config import ObjectiveSettings
-from bootstrap.objectives import match_handover, match_tokens, pool_rois
+from bootstrap.objectives import match_handover, match_relations, match_tokens, pool_rois
 from bootstrap.student import Spreads, Student, Targets
 from bootstrap.targets import measure_spreads
 from bootstrap.teacher import TeacherOutput
@@ -54,6 +54,32 @@ def test_targets_are_pooled_over_the_regions_asked_for(
     tokens = match_tokens(output.tokens[:, 1:], pool_rois(targets.tokens, rois, GRID), spreads.tokens)
     torch.testing.assert_close(distances["handover"], handover)
     torch.testing.assert_close(distances["tokens"], tokens)
+
+
+def test_targets_and_similarities_keep_fp32_under_autocast(encoder: SparseFormer) -> None:
+    settings = ObjectiveSettings(pooled=0.0, relations=1.0)
+    spreads = Spreads(*(torch.ones(width) for width in (16, 16, 6)))
+    student, images, targets = (
+        Student(encoder, settings, spreads, GRID),
+        torch.randn(2, 3, 32, 32),
+        _targets(True),
+    )
+    # A residual stream has channels like these; in bf16 the next number after 1000 is 1004.
+    mid, final = targets.mid + 1001.0, targets.tokens + 1001.0  # type: ignore[operator]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        distances = student(images, Targets(mid, final, targets.pooled))
+        warm = student(images, Targets(mid, None, None))
+        output = encoder(images, hidden_states=True)
+    rois = output.rois[0]
+    handover = match_handover(output.hidden_states[0][:, 1:], pool_rois(mid, rois, GRID), spreads.mid)
+    wanted = {
+        "handover": handover,
+        "tokens": match_tokens(output.tokens[:, 1:], pool_rois(final, rois, GRID), spreads.tokens),
+        "relations": match_relations(output.pooled, targets.pooled),
+    }
+    for name, distance in wanted.items():
+        torch.testing.assert_close(distances[name], distance, rtol=1e-5, atol=0)
+    torch.testing.assert_close(warm["handover"], handover, rtol=1e-5, atol=0)
 
 
 def test_the_warm_up_runs_the_focusing_transformer_alone(encoder: SparseFormer) -> None:
