@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import weakref
@@ -22,6 +23,8 @@ from .teacher import Teacher
 
 _CHECKED_ROWS = 4
 _TOLERANCE = 0.02
+# A spread of this share of the values is that of the arithmetic.
+_ROUNDING = 1e-5
 
 
 class TargetSource(Protocol):
@@ -272,18 +275,29 @@ def measure_spreads(teacher: Teacher, block: int, batches: list[Tensor]) -> tupl
 
     Returns:
         The spreads (never zero), and (D,) or None for a teacher without class token.
+
+    Raises:
+        ValueError: if the teacher says the same about all pictures, or no numbers.
     """
     seen = [teacher(images, at_block=block) for images in batches]
     if any(output.tokens is None or output.pooled is None or output.mid is None for output in seen):
         raise ValueError("the teacher returned no targets")
-    spreads = [
-        torch.cat([getattr(output, name).float().reshape(-1, width) for output in seen]).std(dim=0)
-        for name, width in (
-            ("mid", teacher.spec.width),
-            ("tokens", teacher.spec.width),
-            ("pooled", teacher.spec.embedding_width),
-        )
-    ]
+    spreads = []
+    for name, width in (
+        ("mid", teacher.spec.width),
+        ("tokens", teacher.spec.width),
+        ("pooled", teacher.spec.embedding_width),
+    ):
+        values = torch.cat([getattr(output, name).float().reshape(-1, width) for output in seen])
+        spread, size = values.std(dim=0), float(values.abs().mean())
+        if not math.isfinite(size):
+            raise ValueError(f"teacher {teacher.spec.name} says no numbers ({name}): its weights are damaged")
+        if float(spread.mean()) <= _ROUNDING * size:
+            raise ValueError(
+                f"teacher {teacher.spec.name} says the same about all of the first {sum(map(len, batches))} "
+                f"pictures ({name}), so that distances from it have no unit: is data.source one picture?"
+            )
+        spreads.append(spread)
     # A channel that never moves must not divide by zero; a hundredth of the usual spread keeps it small.
     spreads = [spread.clamp(min=1e-2 * float(spread.mean())) for spread in spreads]
     states = [output.mid_cls for output in seen if output.mid_cls is not None]

@@ -115,6 +115,17 @@ def test_a_channel_that_never_moves_keeps_a_small_unit() -> None:
         assert spread[0] == pytest.approx(1.0, abs=0.7)
 
 
+def test_a_teacher_that_tells_no_pictures_apart_is_no_teacher() -> None:
+    outputs = torch.randn(1, 9, 16, generator=torch.Generator().manual_seed(0)).repeat(8, 1, 1)
+    teacher = Mock(return_value=TeacherOutput(outputs[:, 0], outputs, None, outputs, None, GRID))
+    teacher.spec = Mock(width=16, embedding_width=16)
+    with pytest.raises(ValueError, match=r"the same about all of the first 8 pictures \(pooled\), so that"):
+        measure_spreads(teacher, 0, [torch.zeros(8, 3, 4, 4)])
+    outputs[0, 0, 0] = float("nan")
+    with pytest.raises(ValueError, match=r"says no numbers \(mid\): its weights are damaged"):
+        measure_spreads(teacher, 0, [torch.zeros(8, 3, 4, 4)])
+
+
 def test_the_published_idea_alone(encoder: SparseFormer) -> None:
     settings = ObjectiveSettings(handover=0, tokens=0, pooled=0, pooled_cosine=1, warmup=0)
     student = Student(encoder, settings, Spreads(*(torch.ones(w) for w in (16, 16, 6))), GRID)
