@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,17 +15,43 @@ from .files import find_weights
 from .spec import TeacherError
 from .timm_vit import TimmTrunk
 
+_PREPARATION = ("mean", "std", "interpolation", "crop_pct", "crop_mode")
 _WEIGHT_NAMES = ("model.safetensors", "pytorch_model.bin", "pytorch_model.pth")
 
 
 def load_timm_file(model_name: str, file: Path, name: str) -> TimmTrunk:
-    """An architecture timm knows, with a checkpoint file; offline."""
+    """An architecture timm knows, with a checkpoint file; offline.
+
+    No checkpoint tells how pictures are prepared for it: a tag (``MODEL.TAG``) does, and without one they are
+    prepared as for the weights that timm has first under the model's name.
+    """
     state_dict = _read(file)
     head = state_dict.get("head.weight")
     classes = 0 if head is None else head.shape[0]
     model = _create(name, lambda: timm.create_model(model_name, pretrained=False, num_classes=classes))
     _fill(model, state_dict, file, name)
+    if "." not in model_name:
+        _warn_of_preparation(model_name, name)
     return TimmTrunk(model, name)
+
+
+def _warn_of_preparation(model_name: str, name: str) -> None:
+    """Say which preparation is taken where timm has several under one name."""
+    tags = [tag.partition(".")[2] for tag in timm.list_pretrained(f"{model_name}.*")]
+    ways = {tag: _preparation(f"{model_name}.{tag}") for tag in tags}
+    chosen = _preparation(model_name)
+    others = sorted(tag for tag, way in ways.items() if way != chosen)
+    if others:
+        warnings.warn(
+            f"teacher {name!r}: pictures are prepared with {chosen}; those of the weights that timm has as "
+            f"{', '.join(others)} are prepared otherwise: if they are yours, write timm:{model_name}.TAG",
+            stacklevel=4,
+        )
+
+
+def _preparation(model_name: str) -> dict[str, Any]:
+    config = timm.get_pretrained_cfg(model_name)
+    return {key: getattr(config, key, None) for key in _PREPARATION}
 
 
 def load_timm_folder(folder: Path, config: dict[str, Any]) -> TimmTrunk:

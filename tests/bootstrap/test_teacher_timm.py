@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -207,6 +209,38 @@ def test_a_name_with_a_file_loads_offline(tmp_path: Path) -> None:
     save_file(model.state_dict(), file, metadata={"timm": name})
     for place in (file, tmp_path):
         torch.testing.assert_close(load_teacher(str(place))(images).pooled, model(images))
+
+
+@pytest.mark.parametrize(
+    ("name", "mean", "warned"),
+    [
+        (
+            "vit_base_patch16_224",
+            0.5,
+            r"'mean': \(0\.5, .* bamboo, dino, mae are .*timm:vit_base_patch16_224\.TAG",
+        ),
+        ("vit_base_patch16_224.mae", 0.485, None),
+        ("vit_large_patch14_clip_224", 0.5, "openai, .* are prepared otherwise"),
+        ("vit_large_patch14_clip_224.openai", 0.48145466, None),
+        ("vit_tiny_patch16_224", 0.5, None),
+    ],
+)
+def test_a_file_whose_pictures_may_be_prepared_otherwise_is_said(
+    name: str, mean: float, warned: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create = timm.create_model
+    small = {"embed_dim": 32, "depth": 1, "num_heads": 2}
+    monkeypatch.setattr(
+        timm, "create_model", lambda *names, **options: create(*names, **{**options, **small})
+    )
+    file = tmp_path / "model.safetensors"
+    save_file(timm.create_model(name, pretrained=False, num_classes=0).state_dict(), file)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        assert load_teacher(f"timm:{name}", file).spec.transform.mean[0] == mean
+    ours = [str(each.message) for each in said if "teacher 'timm:" in str(each.message)]
+    assert len(ours) == (warned is not None)
+    assert warned is None or re.search(warned, ours[0])
 
 
 class _Evil:
