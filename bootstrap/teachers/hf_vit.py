@@ -128,6 +128,9 @@ class HfTrunk(Trunk):
             max_length=self.model.config.text_config.max_position_embeddings,
             return_tensors="pt",
         ).to(next(self.model.parameters()).device)
+        if self.layout == "hf_siglip":
+            # Nor was its padding masked: published tokenizers make no mask, transformers' own classes do.
+            tokens.pop("attention_mask", None)
         features = self.model.get_text_features(**tokens)
         return features if isinstance(features, Tensor) else features.pooler_output
 
