@@ -82,9 +82,18 @@ def save_encoder(
         provenance: what is known about the weights. Package versions and the time are added.
 
     Raises:
+        ValueError: if the weights are no longer those of the architecture, so that no one could load them.
         FileExistsError: if the directory holds files that would be lost.
         OSError: if the disk is full; what was there before is intact.
     """
+    with torch.device("meta"):
+        wanted = SparseFormer(encoder.config).state_dict()
+    if problems := _compare(encoder.state_dict(), wanted):
+        raise ValueError(
+            f"nothing is saved to {directory}, for the encoder's weights are not those of its architecture "
+            f"({len(problems)} tensors); gather what is sharded (ZeRO-3), merge adapters (LoRA), undo "
+            "quantisation first: " + "; ".join(problems)
+        )
     config = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -120,8 +129,12 @@ def load_encoder(
     config, transform = load_config(folder)
     with torch.device("meta"):
         encoder = SparseFormer(config, transform)
-    weights = _load_weights(folder / WEIGHTS_FILE)
-    _check_weights(encoder, weights, folder / WEIGHTS_FILE)
+    path = folder / WEIGHTS_FILE
+    weights = _load_weights(path)
+    if problems := _compare(weights, encoder.state_dict()):
+        raise EncoderDirectoryError(
+            f"{path} does not fit {CONFIG_FILE} beside it ({len(problems)} tensors): " + "; ".join(problems)
+        )
     # Copies, because tensors inside a mapped file are not aligned as torch aligns its own, which changes the
     # order of sums and with it the last bits of what the encoder computes.
     weights = {name: value.clone() for name, value in weights.items()}
@@ -184,23 +197,22 @@ def _load_weights(path: Path) -> dict[str, torch.Tensor]:
         ) from error
 
 
-def _check_weights(encoder: SparseFormer, weights: Mapping[str, torch.Tensor], path: Path) -> None:
-    wanted = encoder.state_dict()
+def _compare(weights: Mapping[str, Any], wanted: Mapping[str, torch.Tensor]) -> list[str]:
+    """What differs between weights and those of an architecture, a few words a tensor."""
     problems = [
         f"missing {name} {list(wanted[name].shape)}" for name in sorted(wanted.keys() - weights.keys())
     ]
+    problems += [f"extra {name} {_shape(weights[name])}" for name in sorted(weights.keys() - wanted.keys())]
     problems += [
-        f"extra {name} {list(weights[name].shape)}" for name in sorted(weights.keys() - wanted.keys())
-    ]
-    problems += [
-        f"{name} is {list(weights[name].shape)}, the architecture has {list(wanted[name].shape)}"
+        f"{name} is {_shape(weights[name])}, the architecture has {list(wanted[name].shape)}"
         for name in sorted(wanted.keys() & weights.keys())
-        if wanted[name].shape != weights[name].shape
+        if _shape(weights[name]) != list(wanted[name].shape)
     ]
-    if problems:
-        raise EncoderDirectoryError(
-            f"{path} does not fit {CONFIG_FILE} beside it ({len(problems)} tensors): " + "; ".join(problems)
-        )
+    return problems
+
+
+def _shape(value: Any) -> list[int] | str:
+    return list(value.shape) if isinstance(value, torch.Tensor) else f"a {type(value).__name__}"
 
 
 def _read_json(path: Path) -> dict[str, Any]:

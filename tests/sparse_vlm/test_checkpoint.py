@@ -150,6 +150,39 @@ def test_saving_replaces_an_encoder_but_no_other_folder(
     assert [path.name for path in foreign.iterdir()] == ["chapter1.tex"]
 
 
+class _Quantised(torch.nn.Linear):
+    """Keeps more than tensors in its state, as PyTorch's quantised layers do."""
+
+    def get_extra_state(self) -> torch.dtype:
+        return torch.qint8
+
+    def set_extra_state(self, state: torch.dtype) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        ("shard", r"stem\.conv\.bias is \[0\], the architecture has \[8\]"),
+        ("adapt", r"\(4 tensors\); .*missing head\.proj\.weight .*extra head\.proj\.base\.weight"),
+        ("quantise", r"\(1 tensors\); .*undo quantisation first: extra head\.proj\._extra_state a dtype$"),
+    ],
+)
+def test_what_could_not_be_loaded_replaces_nothing(spoil: str, message: str, directory: Path) -> None:
+    encoder = load_encoder(directory)
+    head = encoder.head.proj
+    if spoil == "shard":  # as DeepSpeed's ZeRO-3 leaves them between calls
+        for parameter in encoder.parameters():
+            parameter.data = torch.empty(0)
+    elif spoil == "adapt":
+        encoder.head.proj = torch.nn.ModuleDict({"base": head})
+    else:
+        encoder.head.proj = _Quantised(head.in_features, head.out_features)
+    with pytest.raises(ValueError, match=message):
+        encoder.save(directory)
+    load_encoder(directory)
+
+
 def test_killed_while_saving_leaves_the_old_encoder(directory: Path, tmp_path: Path) -> None:
     before = {path.name: path.read_bytes() for path in directory.iterdir()}
     program = (
