@@ -154,6 +154,9 @@ def load_config(directory: str | PathLike[str]) -> tuple[SparseFormerConfig, Tra
     recover_directory(folder)
     if not folder.is_dir():
         raise EncoderDirectoryError(f"there is no encoder directory at {folder}")
+    inside = folder / "encoder"
+    if not (folder / CONFIG_FILE).is_file() and (inside / CONFIG_FILE).is_file():
+        raise EncoderDirectoryError(f"{folder} is no encoder directory, but holds one: name {inside}")
     values = _read_json(folder / CONFIG_FILE)
     if values.get("format") != FORMAT:
         kind = values.get("model_type") or values.get("architectures") or "unknown"

@@ -183,6 +183,12 @@ def test_what_could_not_be_loaded_replaces_nothing(spoil: str, message: str, dir
     load_encoder(directory)
 
 
+def test_a_run_directory_says_where_its_encoder_is(directory: Path) -> None:
+    assert directory.name == "encoder"
+    with pytest.raises(EncoderDirectoryError, match=f"holds one: name {directory}$"):
+        load_encoder(directory.parent)
+
+
 def test_killed_while_saving_leaves_the_old_encoder(directory: Path, tmp_path: Path) -> None:
     before = {path.name: path.read_bytes() for path in directory.iterdir()}
     program = (
