@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -180,7 +181,8 @@ class SparseFormerConfig:
             elif isinstance(field.default, int):
                 fits, wanted = isinstance(value, int) and not isinstance(value, bool), "a whole number"
             elif isinstance(field.default, float):
-                fits, wanted = isinstance(value, (int, float)) and not isinstance(value, bool), "a number"
+                number = isinstance(value, (int, float)) and not isinstance(value, bool)
+                fits, wanted = number and math.isfinite(value), "a finite number"
             elif isinstance(field.default, str):
                 fits, wanted = isinstance(value, str), "a word"
             else:
