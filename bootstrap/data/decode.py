@@ -171,7 +171,8 @@ def _guarded(work: Callable[[], Image.Image]) -> Image.Image:
         raise BadPictureError("too large", _first_line(error)) from error
     except Exception as error:  # decoders raise about everything
         message = _first_line(error)
-        cut = isinstance(error, (EOFError, struct.error)) or "truncated" in message or "premature" in message
+        words = ("truncated", "premature")
+        cut = isinstance(error, (EOFError, struct.error)) or any(word in message.lower() for word in words)
         raise BadPictureError("truncated" if cut else "broken", message) from error
 
 

@@ -99,7 +99,7 @@ def bad_files() -> dict[str, tuple[bytes, str]]:
         "html.png": (b"<!DOCTYPE html><html>404</html>", "not a picture"),
         "vector.jpg": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not a picture"),
         "truncated.jpg": (photo[: len(photo) // 2], "truncated"),
-        "header_only.jpg": (photo[:11], ""),
+        "header_only.jpg": (photo[:11], "truncated"),
         "truncated.png": (encode(smooth(99, 99), "PNG")[:-300], "truncated"),
         "deflate.png": (broken_deflate(), ""),
         "bomb.png": (huge_png(12_000), "too large"),
