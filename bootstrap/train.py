@@ -24,7 +24,7 @@ from sparse_vlm.checkpoint import build_encoder, load_encoder
 from sparse_vlm.encoder import SparseFormer
 from sparse_vlm.fingerprint import hash_tower
 from sparse_vlm.inherit import InheritPlan, freeze
-from sparse_vlm.settings import expand_home, settings_to_dict
+from sparse_vlm.settings import SettingsError, build_settings, expand_home, settings_to_dict
 
 from .config import BootstrapConfig, read_config
 from .data import PictureSource, PictureStream, build_stream, check_outside
@@ -47,8 +47,10 @@ _MEASURED_PICTURES = 256
 _SETTINGS_FILE, _INHERITANCE_FILE = "config.yaml", "inheritance.txt"
 # Settings that a resumed run may change: they decide nothing about the weights, but for the rounding of
 # targets that are stored.
-_FREE = ("out", "log_every", "save_every", "keep_checkpoints", "figure", "heldout", "targets", "device")
-_FREE_OF_DATA = ("workers", "max_bad_share")
+_FREE = (
+    *("out.", "log_every.", "save_every.", "keep_checkpoints.", "figure.", "heldout.", "targets.", "device."),
+    *("data.workers.", "data.max_bad_share."),
+)
 
 
 def bootstrap(config: BootstrapConfig) -> Path:
@@ -364,12 +366,13 @@ def _check_place(out: Path, config: BootstrapConfig) -> None:
     if out.exists() and not out.is_dir():
         raise ValueError(f"out={out} is a file: name a directory")
     if path.is_file():
-        theirs: dict[str, Any] = expand_home(_read_settings(path))
+        theirs = _read_settings(path)
         begun = {entry.name for entry in out.iterdir()} - {_SETTINGS_FILE, _INHERITANCE_FILE, LOCK_FILE}
         if not begun and theirs.keys() == ours.keys():
             return  # left by a start that failed before the first step
-        changed = [key for key in ours if key not in _FREE and theirs.get(key) != ours[key]]
-        changed = [key for key in changed if key != "data" or _differ_in_data(theirs, ours)]
+        left, right = _by_dotted_key(theirs), _by_dotted_key(ours)
+        changed = [key for key in sorted(left.keys() | right.keys()) if left.get(key) != right.get(key)]
+        changed = [key for key in changed if not f"{key}.".startswith(_FREE)]
         if changed:
             raise ValueError(
                 f"{out} holds a run with other settings ({', '.join(changed)}): resume it with its own, "
@@ -380,7 +383,7 @@ def _check_place(out: Path, config: BootstrapConfig) -> None:
 
 
 def _read_settings(path: Path) -> dict[str, Any]:
-    """The resolved settings of an earlier start."""
+    """The resolved settings of an earlier start, with today's defaults for settings that came later."""
     try:
         found = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -388,16 +391,19 @@ def _read_settings(path: Path) -> dict[str, Any]:
         raise ValueError(
             f"{path} is damaged ({said}): put it back as it was, or name another directory with out=…"
         ) from None
-    return found if isinstance(found, dict) else {}
+    try:
+        return _to_plain(build_settings(BootstrapConfig, found, source=path))
+    except SettingsError:  # somebody else's file, or that of another release
+        return dict(expand_home(found)) if isinstance(found, dict) else {}
 
 
-def _differ_in_data(theirs: dict[str, Any], ours: dict[str, Any]) -> bool:
-    """Whether the data settings differ in what decides about pictures and their order."""
-    left, right = dict(theirs.get("data") or {}), dict(ours["data"])
-    for key in _FREE_OF_DATA:
-        left.pop(key, None)
-        right.pop(key, None)
-    return left != right
+def _by_dotted_key(settings: dict[str, Any], above: str = "") -> dict[str, Any]:
+    """``{"data": {"seed": 0}}`` as ``{"data.seed": 0}``."""
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        here = f"{above}{key}"
+        flat |= _by_dotted_key(value, f"{here}.") if isinstance(value, dict) else {here: value}
+    return flat
 
 
 def _warn_of_warmup(config: BootstrapConfig) -> None:

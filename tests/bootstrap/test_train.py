@@ -18,6 +18,7 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 
 from bootstrap.config import read_config
@@ -372,6 +373,22 @@ def test_other_settings_in_the_same_place_are_refused(write_run: Write) -> None:
     bootstrap(read_config(write_run()))
     with pytest.raises(ValueError, match=r"holds a run with other settings \(batch_size\)"):
         bootstrap(read_config(write_run(batch_size=2)))
+    path = write_run(optimiser={"lr": 0.5, "ema": 0.5})
+    with pytest.raises(ValueError, match=r"other settings \(data\.seed, optimiser\.ema, optimiser\.lr\): "):
+        bootstrap(read_config(path, ("data.seed=1", "data.workers=1", "heldout.limit=3")))
+
+
+def test_a_run_from_before_a_setting_was_there_goes_on(write_run: Write) -> None:
+    path = write_run()
+    encoder = bootstrap(read_config(path))
+    settings = encoder.parent / "config.yaml"
+    older = yaml.safe_load(settings.read_text())
+    del older["figure"], older["engine"], older["optimiser"]["muon_lr"], older["data"]["stream_block"]
+    settings.write_text(yaml.safe_dump(older))
+    assert bootstrap(read_config(path)) == encoder
+    settings.write_text(yaml.safe_dump({**older, "dropped_since": 3}))
+    with pytest.raises(ValueError, match=r"other settings \(.*dropped_since"):
+        bootstrap(read_config(path))
 
 
 def test_a_file_is_no_run_directory(write_run: Write, tmp_path: Path) -> None:
