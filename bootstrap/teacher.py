@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from typing import Any
 
@@ -147,23 +147,6 @@ class Teacher(nn.Module):
         """
         return self.trunk.encode_text(texts)
 
-    @torch.no_grad()
-    def mean_cls(self, batches: Iterable[Tensor], block: int) -> Tensor | None:
-        """The class token's mean state entering ``block`` over batches of pictures, (D,).
-
-        What the student's class token best starts from: see :func:`sparse_vlm.inherit.inherit`.
-        """
-        if not self.spec.has_cls:
-            return None
-        total, count = torch.zeros(self.spec.width, dtype=torch.float64), 0
-        for images in batches:
-            state = self(images.to(self.device), at_block=block, stop=True).mid_cls
-            total += state.double().sum(dim=0).cpu()
-            count += state.shape[0]
-        if not count:
-            raise ValueError("no picture to measure the class token's state on")
-        return (total / count).float()
-
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
@@ -301,7 +284,7 @@ def inherit_teacher(
         encoder: built from :func:`spec_to_config` of this teacher with the plan's ``drop``.
         teacher: whose weights.
         plan: which blocks are dropped, tuned and frozen.
-        cls_state: what the class token starts from, see :meth:`Teacher.mean_cls`.
+        cls_state: what the class token starts from, see :func:`bootstrap.targets.measure_spreads`.
 
     Raises:
         InheritanceError: if they do not fit, with the reason.

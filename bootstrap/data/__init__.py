@@ -7,7 +7,7 @@ from bootstrap.data.decode import BadPictureError, decode_picture
 from bootstrap.data.overlap import check_outside, find_shared
 from bootstrap.data.places import open_source
 from bootstrap.data.skipped import SkippedPictures
-from bootstrap.data.source import AnySource, PictureSource, ShardSource, SubsetSource, hold_out
+from bootstrap.data.source import AnySource, PictureSource, ShardSource
 from bootstrap.data.stream import PictureBatch, PictureStream, build_stream, read_in_order
 from bootstrap.data.views import EvalView, TrainView, view_seed
 
@@ -21,13 +21,11 @@ __all__ = [
     "PictureStream",
     "ShardSource",
     "SkippedPictures",
-    "SubsetSource",
     "TrainView",
     "build_stream",
     "check_outside",
     "decode_picture",
     "find_shared",
-    "hold_out",
     "open_source",
     "read_in_order",
     "view_seed",

@@ -1,4 +1,4 @@
-"""What a source of pictures is, and how it is split."""
+"""What a source of pictures is."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol, TypeAlias, runtime_checkable
-
-import numpy as np
 
 
 @runtime_checkable
@@ -81,57 +79,6 @@ class OnDisk(Protocol):
 
 
 AnySource: TypeAlias = "PictureSource | ShardSource"
-
-
-class SubsetSource:
-    """Some pictures of another source.
-
-    Args:
-        source: the whole.
-        chosen: which of its pictures, by index.
-    """
-
-    def __init__(self, source: PictureSource, chosen: Sequence[int] | np.ndarray) -> None:
-        self.title = source.title
-        self.source = source
-        self.chosen = np.asarray(chosen, dtype=np.int64)
-
-    def __len__(self) -> int:
-        return len(self.chosen)
-
-    def read(self, index: int) -> bytes:
-        """The encoded picture."""
-        return self.source.read(int(self.chosen[index]))
-
-    def name(self, index: int) -> str:
-        """Its name in the whole."""
-        return self.source.name(int(self.chosen[index]))
-
-    def fingerprint(self) -> str:
-        """Of the whole and of the choice."""
-        return digest([self.source.fingerprint(), self.chosen.tobytes()])
-
-
-def hold_out(source: PictureSource, count: int, seed: int = 0) -> tuple[SubsetSource, SubsetSource]:
-    """Sets pictures aside that training never sees.
-
-    Args:
-        source: the whole; streamed shards cannot be split, name separate shards there.
-        count: how many to set aside.
-        seed: of the choice.
-
-    Returns:
-        (rest, held out).
-
-    Raises:
-        ValueError: the source is no larger than `count`.
-    """
-    if not 0 < count < len(source):
-        raise ValueError(
-            f"{source.title} has {len(source)} pictures: cannot hold out {count} and have some left to train"
-        )
-    order = np.random.default_rng([seed, 0x0DE4]).permutation(len(source))
-    return SubsetSource(source, np.sort(order[count:])), SubsetSource(source, np.sort(order[:count]))
 
 
 def digest(parts: Iterable[str | bytes]) -> str:

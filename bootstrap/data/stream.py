@@ -72,18 +72,6 @@ class PictureStream:
         self.pin_memory = pin_memory
         self.position = Position()
 
-    @property
-    def epoch(self) -> int:
-        """Epoch of the next batch's first picture."""
-        return self.position.epoch
-
-    @property
-    def pictures_per_epoch(self) -> int | None:
-        """Pictures of this rank in one epoch (fewest over the epochs); None where shards are streamed."""
-        return (
-            self.planner.count // self.planner.world_size if isinstance(self.source, PictureSource) else None
-        )
-
     def __iter__(self) -> Iterator[PictureBatch]:
         """Goes on from the current position, without end.
 
@@ -161,7 +149,7 @@ def build_stream(
         batch_size: pictures in a batch of this process.
         rank: of this process.
         world_size: number of processes.
-        source: an already open source (such as what `hold_out` left), instead of `config.source`.
+        source: an already open source, instead of `config.source`.
         pin_memory: put batches into page-locked memory.
 
     Raises:

@@ -21,7 +21,7 @@ from bootstrap.data.decode import BadPictureError
 from bootstrap.data.folder import FolderSource
 from bootstrap.data.places import guess_kind, open_source
 from bootstrap.data.shards import StreamedShards
-from bootstrap.data.source import PictureSource, ShardSource, hold_out
+from bootstrap.data.source import PictureSource, ShardSource
 from bootstrap.data.tars import TarSource, build_index, expand_shards, index_folder, open_tars
 from tests.bootstrap import picture_files as files
 
@@ -439,7 +439,7 @@ def test_rows_that_hold_raw_bytes_or_nothing(tmp_path: Path) -> None:
         source.read(1)
 
 
-# --- choosing and splitting ---
+# --- choosing ---
 
 
 def test_guess_kind(folder: Path, shards: Path, tmp_path: Path) -> None:
@@ -461,20 +461,6 @@ def test_guess_kind(folder: Path, shards: Path, tmp_path: Path) -> None:
         ValueError, match=r"holds both pictures and tables: .*data\.kind=folder or data\.kind=hf"
     ):
         guess_kind(str(tmp_path / "p"))
-
-
-def test_hold_out_splits_disjointly(shards: Path) -> None:
-    source = open_source(DataConfig(str(shards)))
-    assert isinstance(source, PictureSource)
-    rest, held = hold_out(source, 3, seed=5)
-    names = {part: {part.name(index) for index in range(len(part))} for part in (rest, held)}
-    assert len(names[held]) == 3
-    assert len(names[rest] | names[held]) == 12
-    assert held.read(1) == source.read(int(held.chosen[1]))
-    assert held.fingerprint() != rest.fingerprint()
-    assert hold_out(source, 3, seed=5)[1].chosen.tolist() == held.chosen.tolist()
-    with pytest.raises(ValueError, match="has 12 pictures: cannot hold out 12"):
-        hold_out(source, 12)
 
 
 @pytest.mark.parametrize("option", ["split", "column"])

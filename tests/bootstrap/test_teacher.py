@@ -85,15 +85,6 @@ def test_run_from_lets_gradients_through_to_the_tokens(teacher: Teacher) -> None
     assert all(parameter.grad is None for parameter in teacher.parameters())
 
 
-def test_mean_cls_is_the_mean_over_all_pictures(teacher: Teacher) -> None:
-    images = torch.randn(5, 3, 32, 32)
-    whole = teacher(images, at_block=2, stop=True).mid_cls.mean(dim=0)
-    parts = teacher.mean_cls([images[:2], images[2:]], block=2)
-    torch.testing.assert_close(parts, whole, rtol=0, atol=1e-5)
-    with pytest.raises(ValueError, match="no picture"):
-        teacher.mean_cls([], block=2)
-
-
 def test_calls_that_make_no_sense_are_refused(teacher: Teacher) -> None:
     with pytest.raises(ValueError, match=r"shape \(B, 3, 32, 32\), got \(1, 3, 40, 32\)"):
         teacher(torch.zeros(1, 3, 40, 32))
