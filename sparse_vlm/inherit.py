@@ -286,8 +286,8 @@ def _start_cls_token(
     theirs, ours = "cls_token" in weights.tensors, encoder.cortex.cls_token is not None
     if theirs != ours:
         raise InheritanceError(
-            f"the ViT {'has' if theirs else 'has no'} class token and the encoder "
-            f"{'has' if ours else 'has none'}: build the encoder with cls_token={str(theirs).lower()}"
+            f"the ViT has {'a' if theirs else 'no'} class token and the encoder has "
+            f"{'one' if ours else 'none'}: build the encoder with cls_token={str(theirs).lower()}"
         )
     if not theirs:
         return []
