@@ -277,8 +277,10 @@ class BootstrapConfig:
         for name in ("steps", "batch_size", "accumulate", "log_every", "keep_checkpoints"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.seed < 0:
-            raise ValueError(f"seed must be 0 or more, got {self.seed}")
+        if not self.out:
+            raise ValueError("out is empty: name a run directory")
+        if not 0 <= self.seed < 1 << 63:
+            raise ValueError(f"seed must be 0 or more and less than 2**63, got {self.seed}")
         if self.save_every < 0:
             raise ValueError(f"save_every must be 0 or more, got {self.save_every}")
         if self.objective.relations > 0 and self.batch_size < 2:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Literal
 
 
@@ -61,8 +62,8 @@ class DataConfig:
             refuse("workers", "zero or more")
         if len(self.scale) != 2 or not 0 < self.scale[0] <= self.scale[1] <= 1:
             refuse("scale", "two shares of the picture, 0 < smallest <= largest <= 1")
-        if len(self.ratio) != 2 or not 0 < self.ratio[0] <= self.ratio[1]:
-            refuse("ratio", "two positive aspect ratios, smallest <= largest")
+        if len(self.ratio) != 2 or not 0 < self.ratio[0] <= self.ratio[1] < math.inf:
+            refuse("ratio", "two positive, finite aspect ratios, smallest <= largest")
         if self.views is not None and self.views < 1:
             refuse("views", "one or more, or null for a new view in every epoch")
         if self.max_pixels < 1:
