@@ -60,6 +60,10 @@ _SPLIT = """\
 # then close the thoughts in the prompt, and not in what is learned.
 _NO_THOUGHTS = "{%- set enable_thinking = false -%}\n"
 
+# Llama 3's later templates say what day it is. A prompt that is another one every day is neither that of
+# training nor that of yesterday's half of a run; the day is the one that they name where none is to be had.
+_ONE_DAY = "{%- set date_string = '26 Jul 2024' -%}\n"
+
 # LLaVA 1.5's conversation format; the sentence is part of the format that its checkpoints were trained with.
 _VICUNA_V1 = """\
 {%- if messages and messages[0]['role'] == 'system' -%}
@@ -119,7 +123,8 @@ def build_template(name: str, own: str | None = None) -> str:
         if own.startswith((_FLATTEN, _SPLIT)):
             return own
         lead = _SPLIT if _wants_parts(own) else _FLATTEN
-        return lead + (_NO_THOUGHTS if "enable_thinking" in own else "") + own
+        lead += _NO_THOUGHTS if "enable_thinking" in own else ""
+        return lead + (_ONE_DAY if "strftime_now" in own and "date_string" in own else "") + own
     if name not in TEMPLATES:
         raise ValueError(f"unknown template {name!r}; known are {', '.join(TEMPLATES)} and 'own'")
     return TEMPLATES[name]

@@ -367,6 +367,20 @@ CLOSING = """\
 {% else %}{{ eos_token }}{% endif %}"""
 
 
+# As Llama 3.2's: what day it is.
+DATED = """\
+{% if not date_string is defined %}
+{% if strftime_now is defined %}{% set date_string = strftime_now("%d %b %Y") %}
+{% else %}{% set date_string = "26 Jul 2024" %}{% endif %}{% endif %}Today: {{ date_string }}
+{% for m in messages %}{{ m.content }}{{ eos_token }}{% endfor %}"""
+
+
+def test_prompts_do_not_change_from_day_to_day(bpe: Any) -> None:
+    template = build_template("own", DATED)
+    text = bpe.apply_chat_template(_messages("What?"), chat_template=template, tokenize=False)
+    assert text.split("\n")[-2:] == ["Today: 26 Jul 2024", "What?<|endoftext|>"]
+
+
 @pytest.mark.parametrize("template", [THINKING, CLOSING])
 @pytest.mark.parametrize("turns", [1, 3])
 def test_templates_that_write_earlier_turns_anew_are_learned_from(
