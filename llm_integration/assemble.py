@@ -165,7 +165,8 @@ def join_parts(
         )
     probe = torch.arange(min(8, int(llm.get_input_embeddings().weight.shape[0])))[None]
     with torch.no_grad():
-        before = llm(input_ids=probe).logits
+        # Of the words it knows: the tokens to come may take rows that it keeps free behind them.
+        before = llm(input_ids=probe).logits[..., : len(tokenizer)]
     added = [IMAGE_MARK, *(CHATML_TOKENS if template == "chatml" else ())]
     image_token = add_tokens(llm, tokenizer, added)
     if tokenizer.pad_token_id is None:

@@ -309,3 +309,22 @@ def test_real_language_model(
     assert "there was a little" in story
     inputs = _prepare(processor, _chat(picture, "what is it?"))
     assert model.generate(**inputs, max_new_tokens=3).shape[1] == inputs["input_ids"].shape[1] + 3
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2"])
+def test_rows_that_a_language_model_keeps_free_are_no_change_of_its_words(
+    encoder_dir: Path, build_llm_dir: Callable[..., Path], tmp_path: Path, capsys: Any, kind: str
+) -> None:
+    llm = AutoModelForCausalLM.from_pretrained(build_llm_dir(kind))
+    tokenizer = AutoTokenizer.from_pretrained(build_llm_dir(kind))
+    known = len(tokenizer)
+    llm.resize_token_embeddings(known + 30, mean_resizing=False)
+    with torch.no_grad():
+        llm.get_output_embeddings().weight[known:] = 9.0  # far from the mean that the image token gets
+    llm.save_pretrained(tmp_path / "llm")
+    tokenizer.save_pretrained(tmp_path / "llm")
+    assemble(encoder_dir, str(tmp_path / "llm"), tmp_path / "out")
+    assert "warning" not in capsys.readouterr().err
+    model = load_llava(tmp_path / "out")
+    assert model.config.text_config.vocab_size == known + 30
+    assert model.config.image_token_id == known
