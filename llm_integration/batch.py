@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers import StoppingCriteria, StoppingCriteriaList
 
+from .decoding import GREEDY
 from .generate import Chat
 
 
@@ -66,7 +67,7 @@ def reply_to_all(
     criteria = [_StopAt(stops, processor.tokenizer, start)] if stops else []
     output = model.generate(
         **inputs,
-        **{"do_sample": False, "num_beams": 1, **sampling},
+        **{**({"num_beams": 1} if sampling.get("do_sample") else GREEDY), **sampling},
         max_new_tokens=max_new_tokens,
         stopping_criteria=StoppingCriteriaList(criteria),
     )

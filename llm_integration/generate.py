@@ -22,6 +22,7 @@ from transformers import LlavaForConditionalGeneration, LlavaProcessor, TextStre
 from sparse_vlm.devices import choose_device
 from sparse_vlm.transform import UNREADABLE, to_rgb
 
+from .decoding import choose_decoding
 from .hf import SparseFormerVisionModel
 from .load import check_processor
 from .processor import count_image_tokens
@@ -77,7 +78,9 @@ class Chat:
         # It may have been tuned with another template than it was put together with.
         template: Any = self.processor.chat_template
         check_heard(self.processor.tokenizer, template)
-        add_end(self.model.generation_config, find_stop(self.processor.tokenizer, template))
+        settings = self.model.generation_config
+        add_end(settings, find_stop(self.processor.tokenizer, template))
+        settings.max_length = None  # the longest answer is said each time; told both, transformers warns
 
     @property
     def visual_tokens(self) -> int:
@@ -110,7 +113,7 @@ class Chat:
         ).to(self.model.device)
         if "pixel_values" in inputs:
             inputs["pixel_values"] = inputs["pixel_values"].to(self.model.dtype)
-        settings = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
+        settings = choose_decoding(temperature)
         clock = _Clock(self.processor.tokenizer, on_text, self.model.device)
         output = self.model.generate(**inputs, **settings, max_new_tokens=max_new_tokens, streamer=clock)
         self._wait()

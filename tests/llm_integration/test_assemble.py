@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -309,6 +310,24 @@ def test_real_language_model(
     assert "there was a little" in story
     inputs = _prepare(processor, _chat(picture, "what is it?"))
     assert model.generate(**inputs, max_new_tokens=3).shape[1] == inputs["input_ids"].shape[1] + 3
+
+
+def test_settings_that_nothing_reads_do_not_stop_an_assembly(
+    encoder_dir: Path, build_llm_dir: Callable[..., Path], tmp_path: Path
+) -> None:
+    # As Vicuna publishes them: transformers reads such a file, and refuses to write it once it has changed.
+    llm = shutil.copytree(build_llm_dir("llama"), tmp_path / "llm")
+    published = {"temperature": 0.9, "top_p": 0.6, "length_penalty": 2.0, "max_length": 99, "bos_token_id": 1}
+    (llm / "generation_config.json").write_text(json.dumps(published))
+    assemble(encoder_dir, str(llm), tmp_path / "out")
+    written = GenerationConfig.from_pretrained(tmp_path / "out")
+    assert (written.temperature, written.top_p, written.length_penalty) == (None, None, None)
+    assert written.max_length == 99
+    drawn = {"do_sample": True, "temperature": 0.6, "top_p": 0.9, "top_k": 20}
+    (llm / "generation_config.json").write_text(json.dumps(drawn))
+    assemble(encoder_dir, str(llm), tmp_path / "out")
+    written = GenerationConfig.from_pretrained(tmp_path / "out")
+    assert {name: getattr(written, name) for name in drawn} == drawn
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2"])

@@ -79,3 +79,17 @@ def test_sampling_is_passed_on(chat: Chat, talks: Any) -> None:
     greedy = reply_to_all(chat, talks, 12)
     assert reply_to_all(chat, talks, 12, do_sample=True, temperature=1e-4) == greedy
     assert reply_to_all(chat, talks, 12, do_sample=True, temperature=9.0, top_k=0) != greedy
+
+
+def test_greedy_answers_are_not_bent_by_the_language_models_own_penalty(
+    llava_dir: Path, chat: Chat, talks: Any
+) -> None:
+    plain = reply_to_all(chat, talks, 24)
+    bent = load_chat(llava_dir, device="cpu")  # as Qwen2.5's settings are, and stronger
+    settings = {"do_sample": True, "repetition_penalty": 3.0, "no_repeat_ngram_size": 1, "num_beams": 2}
+    bent.model.generation_config.update(**settings)
+    assert reply_to_all(bent, talks, 24) == plain
+    assert [bent.reply(talk, 24).text for talk in talks] == [reply.text for reply in plain]
+    asked = {"do_sample": True, "temperature": 1e-4}
+    assert reply_to_all(bent, talks, 24, **asked) != plain  # drawn answers keep it
+    assert reply_to_all(chat, talks, 24, repetition_penalty=3.0) != plain
