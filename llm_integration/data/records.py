@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,28 +79,6 @@ def parse_record(raw: Any, where: str) -> Record:
             f"picture{'s' * (len(pictures) != 1)}"
         )
     return Record(where, tuple(messages), pictures)
-
-
-def read_chat_file(path: Path) -> list[Any]:
-    """The raw records of a chat file: a JSON list, or one JSON object a line (.jsonl).
-
-    Raises:
-        ValueError: if it is neither.
-    """
-    if not path.is_file():
-        raise ValueError(f"there is no chat file {path}")
-    text = path.read_text(encoding="utf-8")
-    try:
-        if path.suffix == ".jsonl":
-            # Only "\n" ends a line: a turn may hold U+2028 and the like.
-            records = [json.loads(line) for line in text.split("\n") if line.strip()]
-        else:
-            records = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(records, list):
-        raise ValueError(f"{path} must hold a list of records, found {type(records).__name__}")
-    return records
 
 
 def _read_pictures(raw: Mapping[str, Any], where: str) -> tuple[str, ...]:

@@ -16,7 +16,8 @@ from PIL import Image
 from sparse_vlm.strict_tar import StrictTarInfo
 from sparse_vlm.transform import UNREADABLE, to_rgb
 
-from .records import BadRecordError, Record, describe, parse_record, read_chat_file
+from .chat_file import ChatFile
+from .records import BadRecordError, Record, describe, parse_record
 
 _PICTURES = ("jpg", "jpeg", "png", "webp", "bmp", "gif")
 
@@ -47,14 +48,18 @@ class FolderSource:
         self.pictures = pictures or chat_file.parent
         if not self.pictures.is_dir():
             raise ValueError(f"there is no picture folder {self.pictures}")
-        self.raw = read_chat_file(chat_file)
+        self.records = ChatFile(chat_file)
 
     def __len__(self) -> int:
-        return len(self.raw)
+        return len(self.records)
 
     def read(self, index: int) -> Record:
         """See :class:`Source`."""
-        raw = self.raw[index]
+        try:
+            raw = self.records[index]
+        except UnicodeDecodeError as error:
+            where = describe(None, index, self.chat_file)
+            raise BadRecordError(f"{where} is not written in UTF-8 ({error})") from error
         record = parse_record(raw, describe(raw, index, self.chat_file))
         for name in record.pictures:
             if not (self.pictures / name).is_file():
@@ -63,12 +68,11 @@ class FolderSource:
 
     def open_picture(self, index: int, name: str) -> Image.Image:
         """See :class:`Source`."""
-        raw = self.raw[index]
         path = self.pictures / name
         try:
             return decode(path.read_bytes())
         except UNREADABLE as error:
-            where = describe(raw, index, self.chat_file)
+            where = describe(self.records[index], index, self.chat_file)
             raise BadRecordError(f"{where}: its picture {path} is broken ({error})") from error
 
 
