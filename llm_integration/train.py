@@ -46,7 +46,7 @@ from .processes import leave_process_group
 from .processor import count_image_tokens, measure_pictures
 from .result import RUN_FILE, load_model, load_model_processor, read_facts, save_result, trained_before
 from .templates import CHATML_TOKENS, build_template, check_heard
-from .trainer import ChatTrainer, LogFile, WholeMark, mean_loss
+from .trainer import ChatTrainer, LogFile, WholeMark, gather_weights, mean_loss
 
 logger = logging.getLogger(__name__)
 
@@ -356,10 +356,7 @@ def _finish(
     metrics: dict[str, float],
 ) -> None:
     accelerator: Any = trainer.accelerator
-    if trainer.is_deepspeed_enabled:
-        tensors = accelerator.get_state_dict(trainer.model_wrapped)  # gathers what ZeRO-3 has partitioned
-    else:
-        tensors = model.state_dict()
+    tensors = gather_weights(trainer, model)
     if trainer.is_world_process_zero():
         for path in (settings.out / CHECKPOINTS).glob("checkpoint-*"):
             if checkpoint_step(path) > trainer.state.global_step:  # of a longer run, which this one replaces

@@ -54,6 +54,15 @@ class ChatTrainer(Trainer):
         stored = load_llava(resume_from_checkpoint, torch.float32)
         target.load_state_dict(stored.state_dict(), strict=True)
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Called by the Trainer for a checkpoint, in every process.
+
+        DeepSpeed's own files hold the weights already, and are all that a restart with it reads: the Trainer
+        would gather the whole model in memory, in every process, to write it a second time.
+        """
+        if not self.is_deepspeed_enabled:
+            super().save_model(output_dir, _internal_call)
+
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int] | None:
         dataset: Any = train_dataset if train_dataset is not None else self.train_dataset
         if self.settings.data.group == "none":
@@ -65,6 +74,31 @@ class ChatTrainer(Trainer):
             self.settings.seed,
         )
         return self.order
+
+
+def gather_weights(trainer: Trainer, model: nn.Module) -> dict[str, torch.Tensor]:
+    """A trained model's whole state dict in the first process, and an empty one in the others.
+
+    Args:
+        trainer: that trained it.
+        model: the model, or peft's wrapping of it.
+    """
+    accelerator: Any = trainer.accelerator
+    parted = any(hasattr(parameter, "ds_id") for parameter in model.parameters())
+    weights: dict[str, torch.Tensor] = {}
+    if parted:  # by ZeRO-3, to which all have to give
+        weights = accelerator.get_state_dict(trainer.model_wrapped)
+    if not trainer.is_world_process_zero():
+        return {}
+    if parted:
+        return weights
+    # Elsewhere each process has everything. accelerate would copy the whole model, in every process, because
+    # ZeRO-1 and 2 keep weights as parts of one large tensor, which files would hold: those that are trained.
+    weights = model.state_dict()
+    if trainer.is_deepspeed_enabled:
+        trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+        weights |= {name: weights[name].to("cpu", copy=True) for name in trained}
+    return weights
 
 
 class EpochOrder(TrainerCallback):

@@ -16,7 +16,7 @@ import torch
 from accelerate.data_loader import prepare_data_loader, skip_first_batches
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from transformers import TrainingArguments
+from transformers import Trainer, TrainingArguments
 
 from llm_integration import train as train_module
 from llm_integration import trainer as trainer_module
@@ -31,7 +31,7 @@ from llm_integration.processor import load_processor
 from llm_integration.result import load_model
 from llm_integration.templates import TEMPLATES, check_heard
 from llm_integration.train import build_arguments, build_collator, check_resume, main, train
-from llm_integration.trainer import EpochOrder, LogFile, WholeMark, mean_loss
+from llm_integration.trainer import ChatTrainer, EpochOrder, LogFile, WholeMark, gather_weights, mean_loss
 from sparse_vlm.settings import SettingsError, build_settings
 
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -839,3 +839,37 @@ def test_a_setting_that_is_there_twice_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x.yaml").write_text("max_steps: 1\nbatch: 2\nmax_steps: 3\n")
     with pytest.raises(SettingsError, match=r"x\.yaml is not valid YAML: the key 'max_steps' is there twice"):
         load_settings(tmp_path / "x.yaml")
+
+
+def test_weights_are_copied_once_and_only_where_they_are_written() -> None:
+    def refuse(engine: Any) -> None:
+        raise AssertionError("accelerate copies the whole model in every process")
+
+    model = torch.nn.Linear(3, 2)
+    flat = torch.arange(8.0)  # as ZeRO-2 keeps what is trained
+    model.weight.data, model.bias.data = flat[:6].view(2, 3), flat[6:]
+    model.bias.requires_grad_(False)
+    for first in (True, False):
+        trainer: Any = SimpleNamespace(
+            accelerator=SimpleNamespace(get_state_dict=refuse),
+            model_wrapped=None,
+            is_world_process_zero=lambda first=first: first,
+            is_deepspeed_enabled=True,
+        )
+        weights = gather_weights(trainer, model)
+        assert list(weights) == (["weight", "bias"] if first else [])
+        if first:
+            assert torch.equal(weights["weight"], model.weight)
+            assert weights["weight"].untyped_storage().nbytes() == 6 * 4
+            assert weights["bias"].data_ptr() == model.bias.data_ptr()
+
+
+def test_a_checkpoint_of_deepspeed_holds_the_weights_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer: Any = ChatTrainer.__new__(ChatTrainer)
+    written: list[str | None] = []
+    monkeypatch.setattr(Trainer, "save_model", lambda self, folder, internal: written.append(folder))
+    for trainer.is_deepspeed_enabled in (True, False):
+        trainer.save_model(str(tmp_path / str(trainer.is_deepspeed_enabled)), _internal_call=True)
+    assert written == [str(tmp_path / "False")]
