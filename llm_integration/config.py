@@ -22,7 +22,8 @@ class DataSettings:
         pictures: the folder their picture paths start from; by default each chat file's own.
         shards: webdataset tars (or glob patterns) with records and pictures together.
         template: ``own`` (the model directory's), ``vicuna_v1``, ``plain`` or ``chatml``.
-        max_length: tokens, image tokens included, after which a conversation is cut.
+        max_length: tokens, image tokens included, after which a conversation is cut; never more than the
+            language model has positions.
         max_bad_records: how many bad records each process skips before it stops.
         group: ``modality`` for batches of one modality and similar length, ``none`` for plain shuffling.
         limit: use only the first so many records.

@@ -42,9 +42,18 @@ from .data import (
 )
 from .data.dataset import TooManyBadRecordsError
 from .freeze import PROJECTOR, TOWER, cast_frozen, prepare_parameters, trained_names
+from .load import load_llava_config
 from .processes import leave_process_group
 from .processor import count_image_tokens, measure_pictures
-from .result import RUN_FILE, load_model, load_model_processor, read_facts, save_result, trained_before
+from .result import (
+    RUN_FILE,
+    base_of,
+    load_model,
+    load_model_processor,
+    read_facts,
+    save_result,
+    trained_before,
+)
 from .templates import CHATML_TOKENS, build_template, check_heard
 from .trainer import ChatTrainer, LogFile, WholeMark, gather_weights, mean_loss
 
@@ -64,8 +73,16 @@ _WITHOUT_EFFECT = (
 _FREE_TO_CHANGE = (*_WITHOUT_EFFECT, "max_steps", "epochs")
 
 
-def build_dataset(settings: TrainSettings, processor: LlavaProcessor, template: str) -> ChatDataset:
+def build_dataset(
+    settings: TrainSettings, processor: LlavaProcessor, template: str, positions: int | None = None
+) -> ChatDataset:
     """The training data that the settings name.
+
+    Args:
+        settings: of the run.
+        processor: of the model.
+        template: Jinja text.
+        positions: of the language model; longer conversations are cut there, whatever ``data.max_length``.
 
     Raises:
         ValueError: if files are missing or no record is good.
@@ -75,7 +92,11 @@ def build_dataset(settings: TrainSettings, processor: LlavaProcessor, template: 
     sources: list[Source] = [FolderSource(path, data.pictures) for path in data.records]
     if data.shards:
         sources.append(TarSource(data.shards))
-    encoder = ChatEncoder(processor.tokenizer, template, count_image_tokens(processor), data.max_length)
+    longest = data.max_length
+    if positions is not None and positions < longest:
+        logger.info("conversations are cut at the %d positions of the language model", positions)
+        longest = positions
+    encoder = ChatEncoder(processor.tokenizer, template, count_image_tokens(processor), longest)
     return ChatDataset(
         JoinedSource(sources), encoder, processor.image_processor, data.max_bad_records, data.limit
     )
@@ -307,7 +328,9 @@ def train(settings: TrainSettings) -> dict[str, float]:
             f"data.template=chatml needs {' and '.join(pieces)} as single tokens, which the tokenizer in "
             f"{settings.model} does not have: assemble the model with --template chatml"
         )
-    dataset = build_dataset(settings, processor, template)
+    text_config: Any = load_llava_config(base_of(settings.model)).text_config
+    positions = getattr(text_config, "max_position_embeddings", None)
+    dataset = build_dataset(settings, processor, template, positions)
     logger.info("%d records to train on, %d bad ones skipped", len(dataset), dataset.bad_records)
 
     half = deepspeed and settings.precision == "bf16"

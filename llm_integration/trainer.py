@@ -133,7 +133,7 @@ class LogFile(TrainerCallback):
 
     Args:
         path: the log.
-        dataset: whose bad records are counted.
+        dataset: whose bad and cut records are counted.
     """
 
     def __init__(self, path: Path, dataset: ChatDataset) -> None:
@@ -164,7 +164,8 @@ class LogFile(TrainerCallback):
             return
         if "train_loss" in logs:
             logs = {**logs, "train_loss": mean_loss(self.path)}  # the Trainer's own is of this start alone
-        line = json.dumps({"step": state.global_step, **logs, "bad_records": self.dataset.bad_records})
+        counts = {"bad_records": self.dataset.bad_records, "cut_records": self.dataset.cut_records}
+        line = json.dumps({"step": state.global_step, **logs, **counts})
         with self.path.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
         if args.disable_tqdm:

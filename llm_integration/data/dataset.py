@@ -56,6 +56,7 @@ class ChatDataset(Dataset[dict[str, Any]]):
         # Shared with the loader's workers, which are new in every epoch: a record is bad once.
         self._bad = multiprocessing.Array("b", count)
         self._count = multiprocessing.Value("i", 0)
+        self._cut = multiprocessing.Array("b", count)
         self.good: list[int] = []
         self.lengths: list[int] = []
         self.with_picture: list[bool] = []
@@ -76,6 +77,11 @@ class ChatDataset(Dataset[dict[str, Any]]):
         """How many records were found bad so far, by this process and its loader workers."""
         return int(self._count.value)
 
+    @property
+    def cut_records(self) -> int:
+        """How many records were cut at the longest length so far, by this process and its loader workers."""
+        return sum(memoryview(self._cut.get_obj()).cast("B"))
+
     def __len__(self) -> int:
         return len(self.good)
 
@@ -94,6 +100,7 @@ class ChatDataset(Dataset[dict[str, Any]]):
     def _load(self, index: int) -> dict[str, Any]:
         record = self.source.read(index)
         encoded = self.encoder.encode(record.messages, record.where)
+        self._cut[index] = encoded.cut > 0
         example: dict[str, Any] = {
             "input_ids": torch.tensor(encoded.input_ids),
             "labels": torch.tensor(encoded.labels),

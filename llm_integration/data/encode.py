@@ -20,10 +20,12 @@ class Encoded:
     Attributes:
         input_ids: token ids; a picture is N image tokens.
         labels: the ids to be predicted, or -100 where nothing is to be learned.
+        cut: how many tokens were cut off its end.
     """
 
     input_ids: list[int]
     labels: list[int]
+    cut: int = 0
 
 
 class ChatEncoder:
@@ -101,7 +103,7 @@ class ChatEncoder:
                 labels[position] = ids[position]
         if closes and self.closing is not None:
             ids, labels = [*ids, self.closing], [*labels, self.closing]
-        wanted = ids.count(self.image_id)
+        wanted, cut = ids.count(self.image_id), max(0, len(ids) - self.max_length)
         ids, labels = ids[: self.max_length], labels[: self.max_length]
         if ids.count(self.image_id) != wanted:
             raise BadRecordError(f"{where} is cut inside a picture at max_length={self.max_length} tokens")
@@ -110,7 +112,7 @@ class ChatEncoder:
                 f"{where} has no answer left after it was cut at max_length={self.max_length} tokens "
                 "(data.max_length)"
             )
-        return Encoded(ids, labels)
+        return Encoded(ids, labels, cut)
 
     def render(self, messages: Sequence[dict[str, str]], where: str) -> tuple[str, list[tuple[int, int]]]:
         """The text of a conversation, and the (start, end) characters of its answers."""

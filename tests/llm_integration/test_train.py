@@ -22,6 +22,7 @@ from llm_integration import train as train_module
 from llm_integration import trainer as trainer_module
 from llm_integration.assemble import assemble
 from llm_integration.config import TrainSettings, load_settings
+from llm_integration.data import ChatEncoder
 from llm_integration.data.sampling import GroupedSampler
 from llm_integration.export import main as export
 from llm_integration.freeze import adapter_pattern, build_groups, prepare_parameters, trained_names
@@ -764,7 +765,7 @@ def test_an_epoch_is_told_whatever_rounding_made_of_it() -> None:
 def test_losses_that_are_no_numbers_stop_every_process(
     tmp_path: Path, deepspeed: str | None, logs: dict[str, float], stops: bool, zero: bool
 ) -> None:
-    log = LogFile(tmp_path / "log.jsonl", SimpleNamespace(bad_records=0))  # type: ignore[arg-type]
+    log = LogFile(tmp_path / "log.jsonl", SimpleNamespace(bad_records=0, cut_records=0))  # type: ignore[arg-type]
     args = SimpleNamespace(deepspeed=deepspeed, disable_tqdm=False)
     state = SimpleNamespace(global_step=3, is_world_process_zero=zero)
     if stops:
@@ -873,3 +874,28 @@ def test_a_checkpoint_of_deepspeed_holds_the_weights_once(
     for trainer.is_deepspeed_enabled in (True, False):
         trainer.save_model(str(tmp_path / str(trainer.is_deepspeed_enabled)), _internal_call=True)
     assert written == [str(tmp_path / "False")]
+
+
+def test_conversations_that_were_cut_are_counted_in_the_log(build: Any, tmp_path: Path) -> None:
+    def counts(*words: str) -> list[int]:
+        plain = ("stage=align", "data.template=plain", "max_steps=6")
+        train(build(*plain, *words, f"out={tmp_path / words[0]}"))
+        lines = (tmp_path / words[0] / "log.jsonl").read_text().splitlines()
+        return [json.loads(line)["cut_records"] for line in lines]
+
+    assert set(counts("data.max_length=300")) == {0}
+    short = counts("data.max_length=20", "data.workers=1")  # of twelve records one has two pictures
+    assert short == sorted(short)
+    assert short[-1] == 1
+
+
+def test_no_conversation_is_longer_than_the_language_model_has_positions(
+    build: Any, llava_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lengths: list[int] = []
+    monkeypatch.setattr(
+        train_module, "ChatEncoder", lambda *words: lengths.append(words[3]) or ChatEncoder(*words)
+    )
+    for words in (("data.max_length=300",), ("data.max_length=2048", "resume=false")):
+        train(build(*words))
+    assert lengths == [300, load_llava_config(llava_dir).text_config.max_position_embeddings] == [300, 512]
