@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from eval.model import Answer
 from eval.task import Example, Task
 from llm_integration.generate import open_picture
 from sparse_vlm.atomic import write_atomic
+from sparse_vlm.lines import append_lines, cut_unfinished, read_lines
 
 ANSWERS = "answers.jsonl"
 SKIPPED = "skipped.jsonl"
@@ -107,37 +107,18 @@ class AnswerStore:
         """
         if self.finished:
             self._remove_parts()
-        cut = 0
-        for path in self.folder.glob(_PARTS):
-            content = path.read_bytes()
-            whole = content[: content.rfind(b"\n") + 1]
-            if whole != content:
-                with path.open("r+b") as file:
-                    file.truncate(len(whole))
-                cut += 1
-        return cut
+        return sum(cut_unfinished(path) for path in self.folder.glob(_PARTS))
 
     def read(self) -> list[dict[str, Any]]:
         """All whole lines of all processes; one that another process is just writing is not there yet."""
-        rows = []
-        for path in sorted(self.folder.glob(_PARTS)):
-            content = path.read_bytes()
-            whole = content[: content.rfind(b"\n") + 1].decode("utf-8", errors="replace")
-            for number, line in enumerate(whole.split("\n"), start=1):
-                if not line:
-                    continue
-                try:
-                    rows.append(json.loads(line))
-                except json.JSONDecodeError:
-                    raise InputError(f"Line {number} of {path} is not JSON; delete the line.") from None
-        return rows
+        try:
+            return [row for path in sorted(self.folder.glob(_PARTS)) for row in read_lines(path)]
+        except ValueError as error:
+            raise InputError(str(error)) from None
 
     def write(self, rows: Sequence[dict[str, Any]]) -> None:
         """Adds lines to this process's file."""
-        with self.path.open("ab") as file:
-            file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
-            file.flush()
-            os.fsync(file.fileno())
+        append_lines(self.path, rows)
 
     def finish(self, asks: Sequence[Ask]) -> None:
         """Makes one file of all, in the order of the questions. For one process.
