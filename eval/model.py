@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 from eval.answers import InputError
-from llm_integration.batch import reply_to_all
 from llm_integration.generate import Chat, build_message, load_chat
+from llm_integration.replies import reply_to_all
 
 _PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 

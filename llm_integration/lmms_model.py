@@ -14,9 +14,9 @@ from lmms_eval.api.model import lmms
 from lmms_eval.models.model_utils.gen_metrics import log_metrics
 from tqdm import tqdm
 
-from .batch import reply_to_all
 from .generate import Chat, load_chat, open_picture
 from .lmms_plugin import MODEL
+from .replies import reply_to_all
 
 _PRECISIONS = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # For tasks that name none; what lmms-eval's own LLaVA takes.

@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from transformers import GenerationConfig
 
-from llm_integration.batch import BatchReply, _StopAt, cut_at, reply_to_all
+from llm_integration.decoding import Draws
 from llm_integration.generate import Chat, build_message, load_chat
+from llm_integration.replies import Answered, BatchReply, _StopAt, answer_many, cut_at, reply_to_all
 
 
 @pytest.fixture(scope="module")
@@ -93,3 +95,55 @@ def test_greedy_answers_are_not_bent_by_the_language_models_own_penalty(
     asked = {"do_sample": True, "temperature": 1e-4}
     assert reply_to_all(bent, talks, 24, **asked) != plain  # drawn answers keep it
     assert reply_to_all(chat, talks, 24, repetition_penalty=3.0) != plain
+
+
+@pytest.mark.parametrize("temperature", [0.0, 5.0])
+def test_many_answers_do_not_depend_on_the_batch(
+    chat: Chat, picture: Image.Image, tmp_path: Path, temperature: float
+) -> None:
+    picture.save(tmp_path / "a.png")
+    (tmp_path / "b.png").write_text("no picture")
+    asked: list[Any] = [
+        (tmp_path / "a.png", "Which one?"),
+        (None, "No picture, and a much longer question about the small dog on the green grass"),
+        (str(tmp_path / "b.png"), "What is it?"),
+        ([picture, picture.rotate(90)], "Compare."),
+        (tmp_path / "gone.png", "What is it?"),
+        (picture, "Which one?"),
+    ]
+
+    def answer(batch: int, start: int = 0, seed: int = 0) -> list[Answered]:
+        rest = (one for one in asked[start:])
+        return list(answer_many(rest, chat, batch, 12, temperature, seed, start))
+
+    alone = answer(1)
+    for batch in (2, 4, 100):
+        assert answer(batch) == alone
+    assert answer(3, start=2) == alone[2:]
+    assert [one.text is None for one in alone] == [False, False, True, False, True, False]
+    assert "b.png is no picture that can be read" in str(alone[2].skipped)
+    assert "there is no picture" in str(alone[4].skipped)
+    assert (answer(1, seed=1) == alone) == (not temperature)
+    if not temperature:
+        assert alone[0].text == alone[5].text == chat.reply([build_message("Which one?", [picture])], 12).text
+    else:
+        assert alone[0].text != alone[5].text  # the same question is drawn anew in another place
+
+
+def test_tokens_are_drawn_as_often_as_they_are_likely() -> None:
+    shares = torch.tensor([0.5, 0.0, 0.3, 0.15, 0.05])
+    scores = shares.log().expand(4000, -1)
+    ids = torch.zeros((4000, 1), dtype=torch.long)
+
+    def draw(temperature: float = 1.0, **settings: Any) -> torch.Tensor:
+        draws = Draws(GenerationConfig(**settings), temperature, [f"0 {row}" for row in range(4000)])
+        taken = draws(ids, scores)
+        assert (taken == 0).sum(dim=1).eq(1).all()
+        return taken.argmax(dim=1).bincount(minlength=5) / 4000
+
+    torch.testing.assert_close(draw(), shares, atol=0.03, rtol=0)
+    colder = (shares**2) / (shares**2).sum()
+    torch.testing.assert_close(draw(temperature=0.5), colder, atol=0.03, rtol=0)
+    assert draw(top_k=2).count_nonzero() == 2
+    assert draw(top_p=0.7).count_nonzero() == 2
+    assert draw(temperature=1e-3)[0] == 1

@@ -1,0 +1,198 @@
+"""Many conversations at once: left-padded batches, greedy unless asked otherwise, until a stop.
+
+Everything that asks much goes through this: ``llm_integration.batch``, ``eval.run`` and the lmms-eval plugin.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from os import PathLike
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import StoppingCriteria, StoppingCriteriaList
+
+from .decoding import GREEDY, draw_each
+from .generate import Chat, Picture, build_message, load_chat, open_picture
+
+
+@dataclass(frozen=True)
+class BatchReply:
+    """One answer of a batch.
+
+    Attributes:
+        text: the answer without special tokens, up to the first stop, stripped.
+        visual_tokens: image tokens in its prompt, of all pictures together.
+        prompt_tokens: tokens of its prompt, visual ones included and padding not.
+        new_tokens: tokens of the answer, its end mark or stop included.
+    """
+
+    text: str
+    visual_tokens: int
+    prompt_tokens: int
+    new_tokens: int
+
+
+@torch.inference_mode()
+def reply_to_all(
+    chat: Chat,
+    conversations: Sequence[Sequence[dict[str, Any]]],
+    max_new_tokens: int,
+    stop: Sequence[str] = (),
+    **sampling: Any,
+) -> list[BatchReply]:
+    """Answer several conversations; an answer does not depend on its neighbours.
+
+    Args:
+        chat: a loaded model.
+        conversations: each as for :meth:`Chat.reply`.
+        max_new_tokens: longest answer.
+        stop: an answer ends before the first of these; empty ones are ignored.
+        sampling: for ``generate``; by default greedy.
+    """
+    model, processor = chat.model, chat.processor
+    inputs: Any = processor.apply_chat_template(
+        [list(messages) for messages in conversations],
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+        processor_kwargs={"padding": True, "padding_side": "left"},
+    ).to(model.device)
+    if "pixel_values" in inputs:
+        inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
+    start = inputs["input_ids"].shape[1]
+    stops = [text for text in stop if text]
+    criteria = [_StopAt(stops, processor.tokenizer, start)] if stops else []
+    output = model.generate(
+        **inputs,
+        **{**({"num_beams": 1} if sampling.get("do_sample") else GREEDY), **sampling},
+        max_new_tokens=max_new_tokens,
+        stopping_criteria=StoppingCriteriaList(criteria),
+    )
+    visual = (inputs["input_ids"] == model.config.image_token_id).sum(dim=1).tolist()
+    prompts = inputs["attention_mask"].sum(dim=1).tolist()
+    replies = []
+    for row, seen, prompt in zip(output[:, start:].tolist(), visual, prompts, strict=True):
+        length = _count_new(row, model.generation_config)
+        text = processor.tokenizer.decode(row[:length], skip_special_tokens=True)
+        if length < len(row) and any(stop in text for stop in stops):
+            length = _count_new(row, model.generation_config, stopped=True)
+        replies.append(BatchReply(cut_at(text, stops).strip(), seen, prompt, length))
+    return replies
+
+
+@dataclass(frozen=True)
+class Answered:
+    """What became of one of many questions.
+
+    Attributes:
+        text: the answer; None if the question was skipped.
+        skipped: why it was, in a sentence that names the picture; None if it was not.
+        new_tokens: tokens of the answer, its end mark included.
+    """
+
+    text: str | None
+    skipped: str | None = None
+    new_tokens: int = 0
+
+
+def answer_many(
+    asked: Iterable[tuple[Picture | Sequence[Picture] | None, str]],
+    model: Chat | str | PathLike[str],
+    batch: int = 8,
+    max_new_tokens: int = 256,
+    temperature: float = 0.0,
+    seed: int = 0,
+    first: int = 0,
+) -> Iterator[Answered]:
+    """Answer many questions, in their order; a picture that cannot be read costs its own question only.
+
+    Args:
+        asked: pictures (one, several, or None for none) and a question about them, again and again.
+        model: a loaded :class:`Chat`, or a directory to load.
+        batch: questions at once; the answers do not depend on it.
+        max_new_tokens: longest answer.
+        temperature: 0 for the likeliest token every time; otherwise an answer depends on the seed and on the
+            question's place, and on nothing else.
+        seed: of what is drawn.
+        first: place of the first question, where these are the rest of a longer row.
+
+    Raises:
+        ValueError: if the model cannot be read.
+    """
+    chat = model if isinstance(model, Chat) else load_chat(model)
+    left = iter(asked)
+    while part := list(islice(left, batch)):
+        opened = [_open_all(pictures) for pictures, _ in part]
+        good = [place for place, found in enumerate(opened) if not isinstance(found, str)]
+        talks = [[build_message(part[place][1], opened[place])] for place in good]  # type: ignore[arg-type]
+        keys = [f"{seed} {first + place}" for place in good]
+        settings = draw_each(chat.model.generation_config, temperature, keys)
+        replies = dict(
+            zip(good, reply_to_all(chat, talks, max_new_tokens, **settings) if good else (), strict=True)
+        )
+        for place, found in enumerate(opened):
+            if isinstance(found, str):
+                yield Answered(None, found)
+            else:
+                yield Answered(replies[place].text, None, replies[place].new_tokens)
+        first += len(part)
+
+
+def _open_all(pictures: Picture | Sequence[Picture] | None) -> list[Image.Image] | str:
+    """The pictures of a question, upright; or a sentence about the first that cannot be read."""
+    several = isinstance(pictures, (list, tuple))
+    listed: Any = [] if pictures is None else pictures if several else [pictures]
+    try:
+        return [open_picture(each, upright=True) for each in listed]
+    except ValueError as error:
+        return str(error)
+
+
+def cut_at(text: str, stops: Sequence[str]) -> str:
+    """The text before the first of the stops in it."""
+    return text[: min((place for place in map(text.find, stops) if place >= 0), default=len(text))]
+
+
+def _count_new(row: Sequence[int], config: Any, stopped: bool = False) -> int:
+    """Tokens up to the end mark; where there is none, up to the padding behind a stop.
+
+    An answer that has ``stopped`` at a stop has no end mark: one behind it is padding that looks the same.
+    """
+    ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+    ended = next((place + int(not stopped) for place, token in enumerate(row) if token in ends), None)
+    if ended is not None:
+        return ended
+    length = len(row)
+    while length and row[length - 1] == config.pad_token_id:
+        length -= 1
+    return length
+
+
+class _StopAt(StoppingCriteria):
+    """Ends an answer as soon as a stop is in it.
+
+    transformers' own stop strings also match across the border between prompt and answer: a template that
+    ends in a line break and an answer that begins with one would be an empty line.
+    """
+
+    def __init__(self, stops: Sequence[str], tokenizer: Any, start: int) -> None:
+        self.stops = list(stops)
+        self.tokenizer = tokenizer
+        self.start = start
+        # A token is at least a byte of text; a few more, since decoding may take a space off the front.
+        self.tail = max(len(text.encode()) for text in stops) + 4
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:
+        """Which rows have come to an end, (B,)."""
+        tails = input_ids[:, max(self.start, input_ids.shape[1] - self.tail) :].tolist()
+        ended = [
+            any(stop in self.tokenizer.decode(tail, skip_special_tokens=True) for stop in self.stops)
+            for tail in tails
+        ]
+        return torch.tensor(ended, dtype=torch.bool, device=input_ids.device)
