@@ -129,9 +129,10 @@ class ChatEncoder:
                 raise BadRecordError(
                     f"{where}: the chat template leaves the answer out; choose another template"
                 )
-            end, sign = end_of_answer(upto, len(prompt), self.specials)
-            if sign is None and self.closing is not None:
-                # White space behind an answer belongs to the next turn, whose first token may begin in it.
+            end, _ = end_of_answer(upto, len(prompt), self.specials)
+            if self.closing is not None:
+                # A sign that looks like an end is of the answer's own words (HTML's </s>). White space behind
+                # an answer belongs to the next turn, whose first token may begin in it.
                 end = max(len(prompt), len(upto.rstrip()))
             spans.append((len(prompt), end))
         return whole, spans

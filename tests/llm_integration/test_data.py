@@ -337,6 +337,16 @@ def test_templates_that_want_parts_get_them(tokenizer: Any) -> None:
     assert [text[slice(*span)] for span in spans] == [" two\nchairs"]
 
 
+def test_an_answer_that_names_a_special_token_is_learned_to_its_end(tokenizer: Any) -> None:
+    sign = tokenizer.eos_token
+    for name, own in (("own", PARTS), ("vicuna_v1", None)):
+        encoder = ChatEncoder(tokenizer, build_template(name, own), N, 4096)
+        encoded = encoder.encode(_messages("Strike it?", f"a {sign} b c", "And?", f"two {sign} chairs"))
+        learned = _learned(encoder, encoded.labels)
+        assert [text.count(sign) for text in learned] == ([1, 2] if own else [2, 2])
+        assert [text.rstrip().removesuffix(sign).rstrip()[-1] for text in learned] == ["c", "s"]
+
+
 def test_an_answer_that_was_cut_is_not_ended(tokenizer: Any) -> None:
     whole = ChatEncoder(tokenizer, build_template("own", PARTS), N, 4096).encode(_messages("hi", "ho ho ho"))
     short = len(whole.input_ids) - 2
