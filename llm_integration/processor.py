@@ -42,6 +42,8 @@ def build_processor(
         )
     # Answers of a batch begin where its rows end; training pads by itself.
     tokenizer.padding_side = tokenizer.init_kwargs["padding_side"] = "left"  # of the latter it is saved
+    if isinstance(tokenizer.chat_template, dict):
+        tokenizer.chat_template = None  # several by name would be written beside ours, and read in its place
     fields = to_preprocessor_dict(transform)
     del fields["image_processor_type"]
     return LlavaProcessor(

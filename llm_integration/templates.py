@@ -105,17 +105,25 @@ CHATML_TOKENS = ("<|im_start|>", "<|im_end|>")
 """What a tokenizer must hold as single tokens for ``chatml``."""
 
 
-def build_template(name: str, own: str | None = None) -> str:
+def build_template(name: str, own: str | Mapping[str, str] | None = None) -> str:
     """The Jinja text of a template.
 
     Args:
         name: a key of :data:`TEMPLATES`, or ``"own"``.
-        own: the tokenizer's or processor's own template, for ``"own"``.
+        own: the tokenizer's or processor's own template, for ``"own"``; of several by name (Hermes has one
+            for tools, too) the one called ``default``.
 
     Raises:
         ValueError: for an unknown name, or ``"own"`` where there is none.
     """
     if name == "own":
+        if isinstance(own, Mapping):
+            if "default" not in own:
+                raise ValueError(
+                    f"template 'own': of the tokenizer's chat templates ({', '.join(own)}) none is called "
+                    f"default; name one of {', '.join(TEMPLATES)}"
+                )
+            own = own["default"]
         if not own:
             raise ValueError(
                 f"template 'own': the tokenizer has no chat template; name one of {', '.join(TEMPLATES)}"

@@ -25,6 +25,7 @@ from transformers import (
 from transformers.generation.configuration_utils import ALL_CACHE_IMPLEMENTATIONS
 
 from llm_integration.assemble import assemble, main, save_llava
+from llm_integration.generate import load_chat
 from llm_integration.load import load_llava
 from llm_integration.processor import count_image_tokens, load_processor
 
@@ -347,3 +348,25 @@ def test_rows_that_a_language_model_keeps_free_are_no_change_of_its_words(
     model = load_llava(tmp_path / "out")
     assert model.config.text_config.vocab_size == known + 30
     assert model.config.image_token_id == known
+
+
+def test_of_several_templates_the_default_one_is_the_models(
+    encoder_dir: Path, build_llm_dir: Callable[..., Path], tmp_path: Path
+) -> None:
+    llm = shutil.copytree(build_llm_dir("llama"), tmp_path / "llm")
+    own = "{% for m in messages %}{{ m.role }}: {{ m.content }}{{ eos_token }}{% endfor %}"
+    file = llm / "tokenizer_config.json"
+    written = json.loads(file.read_text())
+    for names in (("default", "tool_use"), ("rag", "tool_use")):
+        templates = [{"name": names[0], "template": own}, {"name": names[1], "template": "tools" + own}]
+        file.write_text(json.dumps({**written, "chat_template": templates}))
+        if names[0] == "default":
+            for _ in range(2):  # also over itself: nothing is left that is not ours
+                assemble(encoder_dir, str(llm), tmp_path / "out")
+            template: Any = load_processor(tmp_path / "out").chat_template
+            assert template.endswith(own)
+            assert "tools" not in template
+            assert load_chat(tmp_path / "out").reply(_chat("What?"), 3).prompt_tokens > 3
+        else:
+            with pytest.raises(ValueError, match=r"chat templates \(rag, tool_use\) none is called default"):
+                assemble(encoder_dir, str(llm), tmp_path / "out")
