@@ -16,6 +16,7 @@ import math
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -154,15 +155,12 @@ def ask(
     tokens, skipped, began = 0, 0, time.perf_counter()
     seconds, rate = 0.0, ""
     with tqdm(total=len(asked), initial=done, unit="question", disable=None) as bar:
+        questions = [(question.pictures, question.row["question"]) for question in asked[done:]]
+        replies = answer_many(questions, chat, batch, max_new_tokens, temperature, seed, done)
         for start in range(done, len(asked), batch):
             part = asked[start : start + batch]
-            questions = [(question.pictures, question.row["question"]) for question in part]
             rows = []
-            for question, answer in zip(
-                part,
-                answer_many(questions, chat, batch, max_new_tokens, temperature, seed, start),
-                strict=True,
-            ):
+            for question, answer in zip(part, islice(replies, len(part)), strict=True):
                 end = {"answer": answer.text} if answer.skipped is None else {"skipped": answer.skipped}
                 rows.append({**question.row, **end})
                 tokens += answer.new_tokens

@@ -6,6 +6,7 @@ Everything that asks much goes through this: ``llm_integration.batch``, ``eval.r
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from os import PathLike
@@ -18,6 +19,9 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 
 from .decoding import GREEDY, draw_each
 from .generate import Chat, Picture, build_message, load_chat, open_picture
+
+_Shown = Picture | Sequence[Picture] | None
+_READERS = 4  # threads that read pictures
 
 
 @dataclass(frozen=True)
@@ -102,7 +106,7 @@ class Answered:
 
 
 def answer_many(
-    asked: Iterable[tuple[Picture | Sequence[Picture] | None, str]],
+    asked: Iterable[tuple[_Shown, str]],
     model: Chat | str | PathLike[str],
     batch: int = 8,
     max_new_tokens: int = 256,
@@ -113,7 +117,8 @@ def answer_many(
     """Answer many questions, in their order; a picture that cannot be read costs its own question only.
 
     Args:
-        asked: pictures (one, several, or None for none) and a question about them, again and again.
+        asked: pictures (one, several, or None for none) and a question about them, again and again; read a
+            batch ahead.
         model: a loaded :class:`Chat`, or a directory to load.
         batch: questions at once; the answers do not depend on it.
         max_new_tokens: longest answer.
@@ -126,9 +131,7 @@ def answer_many(
         ValueError: if the model cannot be read.
     """
     chat = model if isinstance(model, Chat) else load_chat(model)
-    left = iter(asked)
-    while part := list(islice(left, batch)):
-        opened = [_open_all(pictures) for pictures, _ in part]
+    for part, opened in _open_ahead(asked, batch):
         good = [place for place, found in enumerate(opened) if not isinstance(found, str)]
         talks = [[build_message(part[place][1], opened[place])] for place in good]  # type: ignore[arg-type]
         keys = [f"{seed} {first + place}" for place in good]
@@ -144,7 +147,22 @@ def answer_many(
         first += len(part)
 
 
-def _open_all(pictures: Picture | Sequence[Picture] | None) -> list[Image.Image] | str:
+def _open_ahead(
+    asked: Iterable[tuple[_Shown, str]], batch: int
+) -> Iterator[tuple[list[tuple[_Shown, str]], list[list[Image.Image] | str]]]:
+    """Questions by the batch with their pictures, the next batch's being read while one is answered."""
+    left = iter(asked)
+    with ThreadPoolExecutor(min(batch, _READERS)) as readers:
+        part = list(islice(left, batch))
+        coming = [readers.submit(_open_all, pictures) for pictures, _ in part]
+        while part:
+            now, opened = part, [picture.result() for picture in coming]
+            part = list(islice(left, batch))
+            coming = [readers.submit(_open_all, pictures) for pictures, _ in part]
+            yield now, opened
+
+
+def _open_all(pictures: _Shown) -> list[Image.Image] | str:
     """The pictures of a question, upright; or a sentence about the first that cannot be read."""
     several = isinstance(pictures, (list, tuple))
     listed: Any = [] if pictures is None else pictures if several else [pictures]

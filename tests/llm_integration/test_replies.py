@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from transformers import GenerationConfig
 
+from llm_integration import replies as replies_module
 from llm_integration.decoding import Draws
 from llm_integration.generate import Chat, build_message, load_chat
 from llm_integration.replies import Answered, BatchReply, _StopAt, answer_many, cut_at, reply_to_all
@@ -147,3 +148,20 @@ def test_tokens_are_drawn_as_often_as_they_are_likely() -> None:
     assert draw(top_k=2).count_nonzero() == 2
     assert draw(top_p=0.7).count_nonzero() == 2
     assert draw(temperature=1e-3)[0] == 1
+
+
+def test_pictures_of_the_next_batch_are_read_while_one_is_answered(
+    chat: Chat, picture: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[int] = []
+    asked = ((read.append(place) or picture, "What?") for place in range(9))
+    batches: list[tuple[int, int]] = []
+    monkeypatch.setattr(
+        replies_module,
+        "reply_to_all",
+        lambda chat, talks, *rest, **more: (
+            batches.append((len(talks), len(read))) or [BatchReply("a", 9, 9, 1)] * len(talks)
+        ),
+    )
+    assert len(list(answer_many(asked, chat, 2))) == 9
+    assert batches == [(2, 4), (2, 6), (2, 8), (2, 9), (1, 9)]
