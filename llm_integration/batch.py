@@ -229,7 +229,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"stopped: the same command goes on behind the last answer of {options.out}", file=sys.stderr)
         raise SystemExit(130) from None
     bad = [row["skipped"] for row in rows if "skipped" in row]
-    print(f"wrote {options.out}: {len(rows) - len(bad)} answers, {len(bad)} questions skipped")
+    print(f"wrote {options.out}: {len(rows) - len(bad)} answers, skipped questions: {len(bad)}")
     for sentence in bad[:_NAMED]:
         print(f"skipped: {sentence}", file=sys.stderr)
     if len(bad) > _NAMED:

@@ -56,7 +56,7 @@ def test_a_folder_is_described(llava_dir: Path, folder: Path, tmp_path: Path, ca
         else:
             assert row["answer"] == answer(row["image"], "Describe it.", chat, 6)
     said = capsys.readouterr()
-    assert f"wrote {out}: 6 answers, 1 questions skipped" in said.out
+    assert f"wrote {out}: 6 answers, skipped questions: 1" in said.out
     assert "tokens/s" in said.out
     assert "2.jpg is no picture" in said.err
     _run(llava_dir, *words)
@@ -138,7 +138,7 @@ def test_a_kill_leaves_a_file_that_the_next_start_ends(llava_dir: Path, folder: 
     process.wait()
     for place in (out, tmp_path / "whole.jsonl"):
         done = subprocess.run([*command, str(place)], env=environment, check=True, capture_output=True)
-        assert b"5 answers, 1 questions skipped" in done.stdout
+        assert b"5 answers, skipped questions: 1" in done.stdout
     assert out.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
 
 
