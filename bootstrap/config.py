@@ -124,6 +124,8 @@ class OptimiserSettings:
             rest; the tuned blocks' matrices get it in the proportion of ``cortex_lr`` to ``lr``. 0 for AdamW
             alone. Needs PyTorch 2.9, and no DeepSpeed, whose ZeRO cuts matrices into pieces.
         warmup_steps: steps of linear warm-up.
+        joint_lr: factor on every rate once the objective's warm-up (``objective.warmup``) is over: the high
+            rates that suit the hand-over undo it where the cortex learns too.
         final_lr: share of the peak that the schedule ends at.
         weight_decay: on matrices only, never on RoIs, embeddings, norms and biases.
         beta1: decay of the first moment.
@@ -137,6 +139,7 @@ class OptimiserSettings:
     cortex_lr: float = 3e-4
     muon_lr: float = 0.0
     warmup_steps: int = 100
+    joint_lr: float = 1.0
     final_lr: float = 0.02
     weight_decay: float = 0.02
     beta1: float = 0.9
@@ -145,7 +148,7 @@ class OptimiserSettings:
     ema: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("lr", "cortex_lr", "muon_lr", "weight_decay", "warmup_steps"):
+        for name in ("lr", "cortex_lr", "muon_lr", "joint_lr", "weight_decay", "warmup_steps"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be a number of 0 or more, got {getattr(self, name)}")
         if not 0 <= self.final_lr <= 1:

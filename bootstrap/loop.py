@@ -64,7 +64,8 @@ def run_loop(run: Run) -> None:
         # --- one step -------------------------------------------------------------------------------------
         warming_up = step < warmup
         progress = 0.0 if warming_up else (step - warmup) / max(1, config.steps - warmup)
-        set_learning_rate(run.optimiser, schedule(step, config.steps, config.optimiser))
+        rate = schedule(step, config.steps, config.optimiser)
+        set_learning_rate(run.optimiser, rate if warming_up else rate * config.optimiser.joint_lr)
         engine.rest(warming_up, first_after=step == warmup)
         totals: dict[str, Tensor] = {}
         for micro in range(config.accumulate):
