@@ -284,6 +284,20 @@ def test_accumulation_equals_a_larger_batch(write_run: Write, tmp_path: Path) ->
     assert apart < 1e-3 * moved
 
 
+def test_the_rates_of_the_joint_phase_may_be_lower(write_run: Write, tmp_path: Path) -> None:
+    settings = {"steps": 4, "log_every": 1, "objective": {"warmup": 0.5}}
+    for name, share in (("alike", {}), ("lower", {"joint_lr": 0.25})):
+        bootstrap(read_config(write_run(name, optimiser={"warmup_steps": 1, **share}, **settings)))
+    alike, lower = (read_log(tmp_path / name / "log.jsonl") for name in ("alike", "lower"))
+    rates = [(left["lr"], right["lr"]) for left, right in zip(alike, lower, strict=True) if "lr" in left]
+    assert [right / left for left, right in rates] == pytest.approx([1.0, 1.0, 0.25, 0.25])
+    # Up to the first step at another rate both runs are one.
+    losses = [left["loss"] == right["loss"] for left, right in zip(alike, lower, strict=True)]
+    assert losses == [True, True, True, False]
+    with pytest.raises(ValueError, match="joint_lr must be a number of 0 or more"):
+        read_config(write_run("wrong", optimiser={"joint_lr": -1}))
+
+
 def test_bf16_and_checkpointing_run(write_run: Write) -> None:
     student = {**STUDENT, "activation_checkpointing": True}
     directory = bootstrap(read_config(write_run(precision="bf16", student=student)))
