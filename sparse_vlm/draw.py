@@ -21,6 +21,8 @@ _THEMES = {
     "light": {"page": (255, 255, 255), "title": (28, 28, 30), "note": (118, 118, 124)},
     "dark": {"page": (17, 18, 21), "title": (240, 240, 242), "note": (150, 150, 158)},
 }
+# Wider panels take gigabytes, and show no more.
+_NARROWEST, _WIDEST = 32, 4096
 
 
 def draw_rois(
@@ -73,8 +75,11 @@ def draw_rois(
         raise ValueError(f"there must be a title for each of the {len(boxes)} steps, got {len(titles)}")
     if theme not in _THEMES:
         raise ValueError(f"theme must be 'light' or 'dark', got {theme!r}")
-    if columns < 1 or panel_width < 32:
-        raise ValueError(f"columns must be at least 1 and panel_width 32, got {columns} and {panel_width}")
+    if columns < 1 or not _NARROWEST <= panel_width <= _WIDEST:
+        raise ValueError(
+            f"columns must be at least 1 and panel_width {_NARROWEST} to {_WIDEST} pixels, got {columns} and "
+            f"{panel_width}"
+        )
     tokens = sorted(set(only)) if only is not None else list(range(len(boxes[0])))
     if any(not 0 <= token < len(boxes[0]) for token in tokens):
         raise ValueError(f"only must name tokens from 0 to {len(boxes[0]) - 1}, got {tokens}")

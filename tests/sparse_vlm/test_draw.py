@@ -112,6 +112,7 @@ def test_colours_are_distinct_and_bright(count: int) -> None:
         ({"titles": ["a", "b"]}, "a title for each of the 1 steps, got 2"),
         ({"theme": "blue"}, "theme must be 'light' or 'dark', got 'blue'"),
         ({"columns": 0}, "columns must be at least 1"),
+        ({"panel_width": 20_000}, "panel_width 32 to 4096 pixels, got 3 and 20000"),
         ({"only": [1]}, r"only must name tokens from 0 to 0, got \[1\]"),
     ],
 )
