@@ -127,7 +127,7 @@ def _draw_panel(axis: Axes, results: Sequence[dict[str, Any]], read: Read, cost:
             if len(single) > 1:
                 axis.scatter([place] * len(single), single, s=4, color=colour, alpha=0.6, zorder=2 + order)
         if strong:
-            _number(axis, x, y, points, colour)
+            _number(axis, x, y, points, colour, below=method != OURS)
         ends.append((x[-1], y[-1], method))
     dearest = max((result[cost]["total"] for result in _drawn(results)), default=1.0)
     axis.set_xlim(0, dearest * 1.56)
@@ -152,16 +152,21 @@ def _distances(figures: Sequence[dict[str, Any]]) -> list[list[float]]:
 
 
 def _number(
-    axis: Axes, x: Sequence[float], y: Sequence[float], points: Sequence[dict[str, Any]], colour: str
+    axis: Axes,
+    x: Sequence[float],
+    y: Sequence[float],
+    points: Sequence[dict[str, Any]],
+    colour: str,
+    below: bool,
 ) -> None:
-    """The number of visual tokens above each point, beside its bar."""
+    """The number of visual tokens beside each point's bar: left above the point, or right below it."""
     for point, place_x, place_y in zip(points, x, y, strict=True):
         axis.annotate(
             str(point["tokens"]),
             (place_x, place_y),
-            xytext=(-4, 7),
+            xytext=(5, -15) if below else (-4, 7),
             textcoords="offset points",
-            ha="right",
+            ha="left" if below else "right",
             fontsize=_SMALL,
             color=colour,
             fontweight="bold",
