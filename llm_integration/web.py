@@ -12,7 +12,7 @@ from __future__ import annotations
 import queue
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,8 @@ POLICY = (
 )
 NO_PICTURE = "There is no picture in this conversation: the answer comes from the words alone."
 NO_QUESTION = "Write a question, then send it."
+STOPPED = "Stopped: the model remembers what it has said so far."
+STOPPED_EARLY = "Stopped before the first word: the model forgets the question."
 _FONTS = ("system-ui", "sans-serif")
 _MONO = ("ui-monospace", "monospace")
 _HOUR = 3600
@@ -101,14 +103,20 @@ class Page:
         self.temperature = temperature
 
     def respond(
-        self, given: dict[str, Any] | None, shown: list[Any], messages: list[dict[str, Any]]
-    ) -> Iterator[tuple[Any, list[Any], list[dict[str, Any]], Any, str]]:
+        self,
+        given: dict[str, Any] | None,
+        shown: list[Any],
+        messages: list[dict[str, Any]],
+        temperature: float | None = None,
+    ) -> Generator[tuple[Any, list[Any], list[dict[str, Any]], Any, str], None, None]:
         """Answer one turn, piece by piece.
 
         Args:
             given: ``{"text", "files"}`` of the box one types in.
             shown: the conversation as the page shows it.
-            messages: the conversation as the model reads it.
+            messages: the conversation as the model reads it; what has been said of an answer is in it from
+                the first word on, so that an answer that is stopped half-way is remembered as it is shown.
+            temperature: of this answer; the page's own by default.
 
         Returns:
             Again and again: content of the box, the conversation shown, the one read, the picture of regions,
@@ -142,21 +150,41 @@ class Page:
             line = NO_PICTURE
         yield empty, begun, messages, regions, line or "…"
         said = ""
+        heat = self.temperature if temperature is None else temperature
         try:
-            for piece in stream_reply(lambda take: self._ask(asked, take)):
+            for piece in stream_reply(lambda take: self._ask(asked, heat, take)):
                 if isinstance(piece, str):
                     said += piece
-                    yield keep, [*begun, {"role": "assistant", "content": said}], messages, keep, line or "…"
+                    answering = {"role": "assistant", "content": said}
+                    yield keep, [*begun, answering], [*asked, _answer(said)], keep, line or "…"
                     continue
-                answer = {"role": "assistant", "content": [{"type": "text", "text": piece.text}]}
-                shown = [*begun, {"role": "assistant", "content": piece.text or "(an empty answer)"}]
+                whole = [*begun, {"role": "assistant", "content": piece.text or "(an empty answer)"}]
                 told = " ".join(part for part in (piece.describe(), line) if part)
-                yield keep, shown, [*asked, answer], keep, told
+                yield keep, whole, [*asked, _answer(piece.text)], keep, told
         except (ValueError, RuntimeError, IndexError) as error:
             yield given, shown, messages, keep, f"The model cannot answer this: {error}."
 
-    def _ask(self, messages: list[dict[str, Any]], take: Callable[[str], None]) -> Reply:
-        return self.chat.reply(messages, self.max_new_tokens, self.temperature, take)
+    def _ask(self, messages: list[dict[str, Any]], temperature: float, take: Callable[[str], None]) -> Reply:
+        return self.chat.reply(messages, self.max_new_tokens, temperature, take)
+
+
+def _answer(text: str) -> dict[str, Any]:
+    return {"role": "assistant", "content": [{"type": "text", "text": text}]}
+
+
+def leave_unanswered(shown: list[Any]) -> tuple[list[Any], str]:
+    """What a page shows when an answer is stopped: without a question that no word of an answer came to.
+
+    Args:
+        shown: the conversation as the page shows it.
+
+    Returns:
+        The conversation, and a line about it.
+    """
+    kept = list(shown)
+    while kept and kept[-1]["role"] == "user":
+        kept.pop()
+    return kept, STOPPED if len(kept) == len(shown) else STOPPED_EARLY
 
 
 def build_app(chat: Chat, title: str, max_new_tokens: int = 256, temperature: float = 0.0) -> Any:
@@ -192,7 +220,18 @@ def build_app(chat: Chat, title: str, max_new_tokens: int = 256, temperature: fl
                     placeholder="Add a picture and ask about it",
                 )
                 line = gr.Markdown(elem_id="line")
-                fresh = gr.Button("New conversation", elem_id="fresh", size="sm")
+                with gr.Row():
+                    stop = gr.Button("Stop", elem_id="stop", size="sm")
+                    fresh = gr.Button("New conversation", elem_id="fresh", size="sm")
+                heat = gr.Slider(
+                    0.0,
+                    max(2.0, temperature),
+                    temperature,
+                    step=0.1,
+                    label="temperature",
+                    info="0: the likeliest word every time",
+                    elem_id="temperature",
+                )
             with gr.Column(scale=2):
                 gr.Markdown("**Where the tokens look** in the newest picture, step by step")
                 regions = gr.Image(
@@ -204,9 +243,10 @@ def build_app(chat: Chat, title: str, max_new_tokens: int = 256, temperature: fl
                 )
         messages = gr.State([])
         outputs = [box, talk, messages, regions, line]
-        inputs = [box, talk, messages]
+        inputs = [box, talk, messages, heat]
         asking = box.submit(page.respond, inputs, outputs, show_progress="hidden", api_name=False)
         quietly: dict[str, Any] = {"show_progress": "hidden", "cancels": [asking], "api_name": False}
+        stop.click(leave_unanswered, [talk], [talk, line], **quietly)
         fresh.click(lambda: ({"text": "", "files": []}, [], [], None, ""), None, outputs, **quietly)
         # The conversation's own button empties what is shown; the model forgets it, too.
         talk.clear(lambda: ([], None, ""), None, [messages, regions, line], **quietly)

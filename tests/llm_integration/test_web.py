@@ -22,7 +22,17 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 from llm_integration.chat import main
 from llm_integration.generate import Chat, Reply, load_chat
 from llm_integration.regions import NoRegionsError, draw_regions
-from llm_integration.web import NO_PICTURE, NO_QUESTION, Page, build_app, build_server, stream_reply
+from llm_integration.web import (
+    NO_PICTURE,
+    NO_QUESTION,
+    STOPPED,
+    STOPPED_EARLY,
+    Page,
+    build_app,
+    build_server,
+    leave_unanswered,
+    stream_reply,
+)
 
 needs_gradio = pytest.mark.skipif(
     __import__("importlib.util").util.find_spec("gradio") is None,
@@ -116,6 +126,37 @@ def test_turns(chat: Chat, files: SimpleNamespace) -> None:
     *_, last = page.respond({"text": "And?", "files": []}, shown, messages)
     assert "[9 visual of" in last[4]
     assert len(last[2]) == 4
+
+
+@needs_gradio
+def test_an_answer_that_is_stopped_is_remembered_as_it_is_shown(chat: Chat, files: SimpleNamespace) -> None:
+    turns = Page(chat, max_new_tokens=5).respond({"text": "What?", "files": [files.good]}, [], [])
+    _, shown, messages, _, _ = next(turns)
+    assert messages == []  # no word yet: neither question nor answer
+    assert leave_unanswered(shown) == ([], STOPPED_EARLY)
+    _, shown, messages, _, _ = next(turns)
+    turns.close()
+    said = shown[-1]["content"]
+    assert said
+    assert messages[-1] == {"role": "assistant", "content": [{"type": "text", "text": said}]}
+    assert [message["role"] for message in messages] == ["user", "assistant"]
+    assert leave_unanswered(shown) == (shown, STOPPED)
+
+
+@needs_gradio
+def test_a_temperature_is_that_of_the_next_answer(chat: Chat) -> None:
+    heard: list[float] = []
+    page = Page(_blind(chat), temperature=0.3)
+
+    def listen(messages: Any, new: int, heat: float, on_text: Any) -> Reply:
+        heard.append(heat)
+        return Reply("yes", 0, 1, 1, 0.1, 0.2)
+
+    page.chat.reply = listen  # type: ignore[method-assign,assignment]
+    for heat in (None, 0.0, 1.5):
+        *_, last = page.respond({"text": "hi", "files": []}, [], [], heat)
+        assert last[1][-1]["content"] == "yes"
+    assert heard == [0.3, 0.0, 1.5]
 
 
 @needs_gradio
@@ -300,6 +341,15 @@ def test_in_a_real_browser(browser: Any, address: str, files: SimpleNamespace) -
     assert hand.until(lambda: browser.execute_script(drawn)) > 300
     assert "What is it?" in hand.text("#talk")
     assert "a red square and a blue one" in hand.text("#talk")
+
+    # Half an answer stays, on the page and in the model's memory.
+    hand.ask("And now?")
+    hand.until(lambda: "And now?" in hand.text("#talk") and hand.text("#talk").count("it is") > 1)
+    hand.find("#stop").click()
+    hand.until(lambda: STOPPED in hand.text("#line"))
+    time.sleep(4)  # as long as the rest of the answer would have taken
+    assert hand.text("#talk").count("and a blue one") == 1
+    assert STOPPED in hand.text("#line")
 
     # A question after the conversation was emptied is about no picture any more.
     hand.find("#talk button[aria-label=Clear]").click()
