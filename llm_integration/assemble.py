@@ -36,7 +36,7 @@ from sparse_vlm.checkpoint import load_provenance
 from sparse_vlm.fingerprint import hash_tensors
 
 from .clip_vision import count_patches, load_clip_vision
-from .decoding import drop_idle
+from .decoding import drop_idle, keep_silent
 from .hf import build_vision_model
 from .processor import build_processor
 from .templates import CHATML_TOKENS, IMAGE_MARK, TEMPLATES, add_end, build_template, find_stop
@@ -259,7 +259,7 @@ def build_generation_config(llm: Any, tokenizer: Any, image_token: int, jinja: s
     """The language model's own settings, never to write an image token, and to stop as the template does."""
     settings: GenerationConfig = llm.generation_config
     drop_idle(settings)
-    settings.suppress_tokens = sorted({*(settings.suppress_tokens or ()), image_token})
+    keep_silent(settings, image_token)
     settings.pad_token_id = tokenizer.pad_token_id
     ends = settings.eos_token_id if settings.eos_token_id is not None else tokenizer.eos_token_id
     listed = list(ends) if isinstance(ends, (list, tuple)) else [ends] if ends is not None else []
@@ -354,6 +354,7 @@ def save_llava(
         jinja: Any = processor.chat_template
         add_end(model.generation_config, find_stop(processor.tokenizer, jinja))
         drop_idle(model.generation_config)
+        keep_silent(model.generation_config, model.config.image_token_id)
         model.save_pretrained(folder)
         processor.save_pretrained(folder)
         text = json.dumps({**facts, "tower_sha256": tower}, indent=2) + "\n"

@@ -45,6 +45,11 @@ def drop_idle(settings: GenerationConfig) -> None:
             setattr(settings, name, None)
 
 
+def keep_silent(settings: GenerationConfig, token: int) -> None:
+    """Make answers leave a token out: the image token, whose place is in prompts."""
+    settings.suppress_tokens = sorted({*(settings.suppress_tokens or ()), token})
+
+
 def choose_decoding(temperature: float) -> dict[str, Any]:
     """For ``generate``: greedy at temperature 0, otherwise drawn, with the model's own other settings."""
     sampled = {"do_sample": True, "num_beams": 1, "temperature": temperature}

@@ -95,6 +95,7 @@ def test_a_stranger_gets_a_new_projector(
         model.model.multi_modal_projector.linear_1.weight, before.model.multi_modal_projector.linear_1.weight
     )
     assert torch.equal(model.lm_head.weight, before.lm_head.weight)
+    assert model.generation_config.suppress_tokens == [model.config.image_token_id]
     inputs = processor(images=Image.new("RGB", (70, 20)), text="<image>\nwhat", return_tensors="pt")
     assert int((inputs["input_ids"] == model.config.image_token_id).sum()) == 9
     assert torch.isfinite(model(**inputs).logits).all()
