@@ -13,6 +13,8 @@ import queue
 import socket
 import threading
 from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,7 @@ NO_PICTURE = "There is no picture in this conversation: the answer comes from th
 NO_QUESTION = "Write a question, then send it."
 STOPPED = "Stopped: the model remembers what it has said so far."
 STOPPED_EARLY = "Stopped before the first word: the model forgets the question."
+STOPPING = "Stopping…"
 _FONTS = ("system-ui", "sans-serif")
 _MONO = ("ui-monospace", "monospace")
 _HOUR = 3600
@@ -48,13 +51,60 @@ class _StoppedError(Exception):
     """Nobody waits for the answer any more."""
 
 
-def stream_reply(ask: Callable[[Callable[[str], None]], Reply]) -> Iterator[str | Reply]:
+class Brake:
+    """Ends the answer of one conversation, from another thread than the one that gives it.
+
+    The page stops an answer itself, because Gradio's own way, ``cancels``, now and then shows an error in its
+    place (6.31: the stream of messages is closed while the answer's last one is on its way).
+    """
+
+    def __init__(self) -> None:
+        self._pulled, self._still = threading.Event(), threading.Event()
+        self._still.set()
+
+    def __deepcopy__(self, _: dict[int, Any]) -> Brake:
+        return Brake()  # Gradio copies a state for every visitor: each has a brake of their own
+
+    @property
+    def moving(self) -> bool:
+        """An answer is being given."""
+        return not self._still.is_set()
+
+    @property
+    def pulled(self) -> bool:
+        """The answer that is being given is to end."""
+        return self._pulled.is_set()
+
+    @contextmanager
+    def drive(self) -> Iterator[None]:
+        """An answer is given inside."""
+        self._pulled.clear()
+        self._still.clear()
+        try:
+            yield
+        finally:
+            self._still.set()
+
+    def pull(self) -> None:
+        """Ask the answer to end."""
+        self._pulled.set()
+
+    def wait(self) -> None:
+        """Come back when no answer is being given any more."""
+        self._still.wait()
+
+
+def stream_reply(
+    ask: Callable[[Callable[[str], None]], Reply], brake: Brake | None = None
+) -> Iterator[str | Reply]:
     """Turn a call that hands text to a function into an iterator: pieces of text, then the reply.
 
-    When the iterator is closed early, the call is ended at its next piece of text.
+    When the iterator is closed early or the brake is pulled, the call is ended at its next piece of text:
+    what was said before still comes, a reply does not.
 
     Args:
         ask: called in a thread, with the function that takes the pieces.
+        brake: ends the iterator.
 
     Raises:
         Exception: whatever the call raised.
@@ -63,7 +113,7 @@ def stream_reply(ask: Callable[[Callable[[str], None]], Reply]) -> Iterator[str 
     stopped = threading.Event()
 
     def take(text: str) -> None:
-        if stopped.is_set():
+        if stopped.is_set() or (brake is not None and brake.pulled):
             raise _StoppedError
         pieces.put(text)
 
@@ -78,6 +128,8 @@ def stream_reply(ask: Callable[[Callable[[str], None]], Reply]) -> Iterator[str 
     try:
         while True:
             piece = pieces.get()
+            if isinstance(piece, _StoppedError):
+                return
             if isinstance(piece, BaseException):
                 raise piece
             yield piece
@@ -108,6 +160,7 @@ class Page:
         shown: list[Any],
         messages: list[dict[str, Any]],
         temperature: float | None = None,
+        brake: Brake | None = None,
     ) -> Generator[tuple[Any, list[Any], list[dict[str, Any]], Any, str], None, None]:
         """Answer one turn, piece by piece.
 
@@ -117,12 +170,25 @@ class Page:
             messages: the conversation as the model reads it; what has been said of an answer is in it from
                 the first word on, so that an answer that is stopped half-way is remembered as it is shown.
             temperature: of this answer; the page's own by default.
+            brake: stops it; a question that no word of an answer came to is then as if it had not been asked.
 
         Returns:
             Again and again: content of the box, the conversation shown, the one read, the picture of regions,
             and a line about it all; Gradio's "leave it" where nothing is new. What cannot be used stays in
-            the box.
+            the box, or is put back into it.
         """
+        brake = brake or Brake()
+        with brake.drive():
+            yield from self._respond(given, shown, messages, temperature, brake)
+
+    def _respond(
+        self,
+        given: dict[str, Any] | None,
+        shown: list[Any],
+        messages: list[dict[str, Any]],
+        temperature: float | None,
+        brake: Brake,
+    ) -> Generator[tuple[Any, list[Any], list[dict[str, Any]], Any, str], None, None]:
         keep = import_module("gradio").skip()
         given = given or {"text": "", "files": []}
         question, files = (given.get("text") or "").strip(), [Path(file) for file in given.get("files") or ()]
@@ -152,7 +218,7 @@ class Page:
         said = ""
         heat = self.temperature if temperature is None else temperature
         try:
-            for piece in stream_reply(lambda take: self._ask(asked, heat, take)):
+            for piece in stream_reply(lambda take: self._ask(asked, heat, take), brake):
                 if isinstance(piece, str):
                     said += piece
                     answering = {"role": "assistant", "content": said}
@@ -161,6 +227,11 @@ class Page:
                 whole = [*begun, {"role": "assistant", "content": piece.text or "(an empty answer)"}]
                 told = " ".join(part for part in (piece.describe(), line) if part)
                 yield keep, whole, [*asked, _answer(piece.text)], keep, told
+                return
+            if said:
+                yield keep, [*begun, answering], [*asked, _answer(said)], keep, STOPPED
+            else:
+                yield given, shown, messages, keep, STOPPED_EARLY
         except (ValueError, RuntimeError, IndexError) as error:
             yield given, shown, messages, keep, f"The model cannot answer this: {error}."
 
@@ -172,19 +243,36 @@ def _answer(text: str) -> dict[str, Any]:
     return {"role": "assistant", "content": [{"type": "text", "text": text}]}
 
 
-def leave_unanswered(shown: list[Any]) -> tuple[list[Any], str]:
-    """What a page shows when an answer is stopped: without a question that no word of an answer came to.
+def stop_answer(brake: Brake) -> Iterator[str]:
+    """End the answer that is being given, if one is.
 
     Args:
-        shown: the conversation as the page shows it.
+        brake: of the conversation. It is pulled after the line has been shown, so that the line with which
+            the answer ends is the later one.
 
     Returns:
-        The conversation, and a line about it.
+        The line to show meanwhile.
     """
-    kept = list(shown)
-    while kept and kept[-1]["role"] == "user":
-        kept.pop()
-    return kept, STOPPED if len(kept) == len(shown) else STOPPED_EARLY
+    if brake.moving:
+        yield STOPPING
+        brake.pull()
+
+
+def start_anew(brake: Brake, empty_box: bool = True) -> Iterator[tuple[Any, Any, Any, Any, str]]:
+    """Forget the conversation, once an answer that is being given has ended.
+
+    Args:
+        brake: of the conversation.
+        empty_box: forget what is being typed, too.
+
+    Returns:
+        As :meth:`Page.respond`.
+    """
+    keep = import_module("gradio").skip()
+    for line in stop_answer(brake):
+        yield keep, keep, keep, keep, line
+    brake.wait()
+    yield {"text": "", "files": []} if empty_box else keep, [], [], None, ""
 
 
 def build_app(chat: Chat, title: str, max_new_tokens: int = 256, temperature: float = 0.0) -> Any:
@@ -241,15 +329,14 @@ def build_app(chat: Chat, title: str, max_new_tokens: int = 256, temperature: fl
                     interactive=False,
                     buttons=["download", "fullscreen"],
                 )
-        messages = gr.State([])
+        messages, brake = gr.State([]), gr.State(Brake())
         outputs = [box, talk, messages, regions, line]
-        inputs = [box, talk, messages, heat]
-        asking = box.submit(page.respond, inputs, outputs, show_progress="hidden", api_name=False)
-        quietly: dict[str, Any] = {"show_progress": "hidden", "cancels": [asking], "api_name": False}
-        stop.click(leave_unanswered, [talk], [talk, line], **quietly)
-        fresh.click(lambda: ({"text": "", "files": []}, [], [], None, ""), None, outputs, **quietly)
+        quietly: dict[str, Any] = {"show_progress": "hidden", "api_name": False}
+        box.submit(page.respond, [box, talk, messages, heat, brake], outputs, **quietly)
+        stop.click(stop_answer, [brake], [line], **quietly)
+        fresh.click(start_anew, [brake], outputs, **quietly)
         # The conversation's own button empties what is shown; the model forgets it, too.
-        talk.clear(lambda: ([], None, ""), None, [messages, regions, line], **quietly)
+        talk.clear(partial(start_anew, empty_box=False), [brake], outputs, **quietly)
     # Swagger's page would come from a content network.
     app = fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     app.add_middleware(_Policy)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import shutil
@@ -27,10 +28,13 @@ from llm_integration.web import (
     NO_QUESTION,
     STOPPED,
     STOPPED_EARLY,
+    STOPPING,
+    Brake,
     Page,
     build_app,
     build_server,
-    leave_unanswered,
+    start_anew,
+    stop_answer,
     stream_reply,
 )
 
@@ -130,17 +134,72 @@ def test_turns(chat: Chat, files: SimpleNamespace) -> None:
 
 @needs_gradio
 def test_an_answer_that_is_stopped_is_remembered_as_it_is_shown(chat: Chat, files: SimpleNamespace) -> None:
-    turns = Page(chat, max_new_tokens=5).respond({"text": "What?", "files": [files.good]}, [], [])
+    brake = Brake()
+    speaker = _Speaker(chat.model, chat.processor)
+    turns = Page(speaker, 5).respond({"text": "What?", "files": [files.good]}, [], [], brake=brake)
+    assert list(stop_answer(brake)) == []  # nothing is being answered yet
+    next(turns)
     _, shown, messages, _, _ = next(turns)
-    assert messages == []  # no word yet: neither question nor answer
-    assert leave_unanswered(shown) == ([], STOPPED_EARLY)
-    _, shown, messages, _, _ = next(turns)
-    turns.close()
+    assert shown[-1]["content"] == "it "
+    assert list(stop_answer(brake)) == [STOPPING]
+    *_, (box, shown, messages, _, line) = turns
+    assert "value" not in box
     said = shown[-1]["content"]
-    assert said
+    assert said in ("it ", "it is ")
     assert messages[-1] == {"role": "assistant", "content": [{"type": "text", "text": said}]}
     assert [message["role"] for message in messages] == ["user", "assistant"]
-    assert leave_unanswered(shown) == (shown, STOPPED)
+    assert line == STOPPED
+    # The brake is off again for the next question.
+    *_, last = Page(chat, 2).respond({"text": "And?", "files": []}, shown, messages, brake=brake)
+    assert "[9 visual of" in last[4]
+    assert not brake.moving
+
+
+@needs_gradio
+def test_a_question_that_is_stopped_before_the_first_word_was_never_asked(chat: Chat) -> None:
+    brake = Brake()
+    given = {"text": "What?", "files": []}
+    turns = Page(chat, 5).respond(given, ["before"], [], brake=brake)
+    next(turns)
+    assert list(stop_answer(brake)) == [STOPPING]
+    ((box, shown, messages, _, line),) = turns
+    assert (box, shown, messages, line) == (given, ["before"], [], STOPPED_EARLY)
+
+
+@needs_gradio
+def test_a_new_conversation_waits_for_the_end_of_an_answer(chat: Chat) -> None:
+    brake = Brake()
+    ((box, *rest, line),) = start_anew(brake)
+    assert (box, rest, line) == ({"text": "", "files": []}, [[], [], None], "")
+    turns = Page(_Speaker(chat.model, chat.processor), 5).respond(
+        {"text": "hi", "files": []}, [], [], brake=brake
+    )
+    next(turns)
+    came: list[str] = []
+
+    def drain() -> None:
+        for turn in turns:
+            came.append(turn[4])
+            time.sleep(0.05)
+
+    thread = threading.Thread(target=drain)
+    fresh = start_anew(brake, empty_box=False)
+    assert next(fresh)[4] == STOPPING
+    thread.start()
+    box, *_ = next(fresh)
+    assert "value" not in box  # what is being typed stays
+    assert came[-1] in (STOPPED, STOPPED_EARLY)  # nothing comes after the page was cleared
+    thread.join()
+    assert not brake.moving
+
+
+def test_each_visitor_has_a_brake_of_their_own() -> None:
+    brake = Brake()
+    with brake.drive():
+        brake.pull()
+        other = copy.deepcopy(brake)
+        assert not other.pulled
+        assert not other.moving
 
 
 @needs_gradio
@@ -303,15 +362,8 @@ class _Hand:
         self.find("#box .submit-button").click()
 
     def start_anew(self) -> None:
-        # The end of an answer that comes after the click puts the answer's line back; one clicks again.
-        for _ in range(5):
-            self.find("#fresh").click()
-            end = time.monotonic() + 5
-            while time.monotonic() < end:
-                if not self.text("#line").strip() and not self.find("#box .thumbnail-item"):
-                    return
-                time.sleep(0.05)
-        raise AssertionError(f"the page was not cleared: {self.text('body')}")
+        self.find("#fresh").click()
+        self.until(lambda: not self.text("#line").strip() and not self.find("#box .thumbnail-item"))
 
 
 @needs_gradio
@@ -350,6 +402,16 @@ def test_in_a_real_browser(browser: Any, address: str, files: SimpleNamespace) -
     time.sleep(4)  # as long as the rest of the answer would have taken
     assert hand.text("#talk").count("and a blue one") == 1
     assert STOPPED in hand.text("#line")
+
+    # A new conversation in the middle of an answer is empty, and stays so.
+    hand.ask("And then?")
+    hand.until(lambda: hand.text("#talk").count("it is") > 2)
+    hand.start_anew()
+    time.sleep(4)
+    assert "it is" not in hand.text("#talk")
+    assert not hand.text("#line").strip()
+    hand.ask("What is it?", files.good)
+    hand.until(lambda: "9 visual of" in hand.text("#line"))
 
     # A question after the conversation was emptied is about no picture any more.
     hand.find("#talk button[aria-label=Clear]").click()
