@@ -47,7 +47,7 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         def refuse(name: str, right: str) -> None:
-            raise ValueError(f"data.{name} must be {right}, got {getattr(self, name)!r}")
+            raise ValueError(f"{name} must be {right}, got {getattr(self, name)!r}")
 
         if not self.source:
             refuse("source", "a folder, tar shards or a dataset on disk")
@@ -56,7 +56,7 @@ class DataConfig:
         for name in ("split", "column"):
             if getattr(self, name) is not None and self.kind in ("folder", "tars"):
                 refuse(
-                    name, f"left out where data.kind is {self.kind!r}: only Hugging Face datasets have one"
+                    name, f"left out where kind is {self.kind!r}: only Hugging Face datasets have one"
                 )
         if self.workers < 0:
             refuse("workers", "zero or more")
