@@ -55,9 +55,7 @@ class DataConfig:
             refuse("kind", "'auto', 'folder', 'tars' or 'hf'")
         for name in ("split", "column"):
             if getattr(self, name) is not None and self.kind in ("folder", "tars"):
-                refuse(
-                    name, f"left out where kind is {self.kind!r}: only Hugging Face datasets have one"
-                )
+                refuse(name, f"left out where kind is {self.kind!r}: only Hugging Face datasets have one")
         if self.workers < 0:
             refuse("workers", "zero or more")
         if len(self.scale) != 2 or not 0 < self.scale[0] <= self.scale[1] <= 1:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from bootstrap.data.decode import EXTENSIONS, BadPictureError
+from bootstrap.data.names import PackedNames
 from bootstrap.data.source import digest
 from bootstrap.data.tars import is_tar_name
 
@@ -32,7 +33,7 @@ class FolderSource:
         self.title = str(folder)
         if not self.folder.is_dir():
             raise FileNotFoundError(f"the picture folder {self.title!r} does not exist or is not a folder")
-        self.paths = sorted(walk_pictures(self.folder))
+        self.paths = PackedNames(sorted(walk_pictures(self.folder)))
         self._fingerprint: str | None = None
         if not self.paths:
             raise ValueError(
@@ -98,6 +99,7 @@ def walk_pictures(folder: Path) -> Iterator[str]:
             continue
         seen.add((status.st_dev, status.st_ino))
         below[:] = sorted(name for name in below if not name.startswith("."))
+        above = Path(directory).relative_to(folder).parts
         for name in files:
             if not name.startswith(".") and name.lower().endswith(EXTENSIONS):
-                yield (Path(directory) / name).relative_to(folder).as_posix()
+                yield "/".join((*above, name))  # a Path of each of millions takes its time

@@ -23,6 +23,7 @@ import braceexpand
 import numpy as np
 
 from bootstrap.data.decode import EXTENSIONS, BadPictureError
+from bootstrap.data.names import PackedNames
 from bootstrap.data.shards import StreamedShards, picture_key
 from bootstrap.data.source import digest
 from sparse_vlm.atomic import write_atomic
@@ -30,7 +31,7 @@ from sparse_vlm.strict_tar import StrictTarInfo
 
 _log = logging.getLogger(__name__)
 
-_INDEX_VERSION = "4"
+_INDEX_VERSION = "5"
 _MOST_OPEN_FILES = 64
 _TAR_NAMES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 
@@ -178,7 +179,7 @@ class TarIndex(NamedTuple):
         links: names of pictures that are links, which hold none.
     """
 
-    names: list[str]
+    names: PackedNames
     offsets: np.ndarray
     sizes: np.ndarray
     damage: str = ""
@@ -228,7 +229,7 @@ def build_index(shard: str) -> TarIndex:
     except (tarfile.TarError, EOFError) as error:
         damage = str(error)
     places = np.asarray(offsets, dtype=np.int64), np.asarray(sizes, dtype=np.int64)
-    return TarIndex(names, *places, damage, cut, links)
+    return TarIndex(PackedNames(names), *places, damage, cut, links)
 
 
 def _is_numbered_alike(name: str, kept: str) -> bool:
@@ -250,11 +251,10 @@ def _load_or_build_index(shard: str) -> TarIndex:
     try:
         with np.load(remembered, allow_pickle=False) as arrays:
             if bytes(arrays["stamp"]).decode() == stamp:
-                names = bytes(arrays["names"]).decode("utf-8", "surrogateescape")
+                names = PackedNames.split(bytes(arrays["names"]))
                 damage = bytes(arrays["damage"]).decode("utf-8", "surrogateescape")
-                listed = names.split("\0") if names else []
                 cut, links = (int(count) for count in arrays["left_out"])
-                return TarIndex(listed, arrays["offsets"], arrays["sizes"], damage, cut, links)
+                return TarIndex(names, arrays["offsets"], arrays["sizes"], damage, cut, links)
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         pass  # not there yet, or damaged: it is built anew
     index = build_index(shard)
@@ -262,7 +262,7 @@ def _load_or_build_index(shard: str) -> TarIndex:
     np.savez(
         buffer,
         stamp=np.frombuffer(stamp.encode(), dtype=np.uint8),
-        names=np.frombuffer("\0".join(index.names).encode("utf-8", "surrogateescape"), dtype=np.uint8),
+        names=np.frombuffer(index.names.joined(), dtype=np.uint8),
         offsets=index.offsets,
         sizes=index.sizes,
         damage=np.frombuffer(index.damage.encode("utf-8", "surrogateescape"), dtype=np.uint8),
