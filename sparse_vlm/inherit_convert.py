@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .inherit_tables import LAYOUTS, REGISTERS, KeyStyle, Source, Stacked, read_source, source_keys
 
-_MOST_LISTED = 40
+_MOST_LISTED = 8
 
 
 class InheritanceError(ValueError):
@@ -172,6 +172,6 @@ def _is_square(number: int) -> bool:
 
 
 def listed(names: list[str]) -> str:
-    """Names for a message, the first forty of them."""
+    """Names for a message, the first eight of them."""
     shown = ", ".join(names[:_MOST_LISTED])
     return shown + (f" and {len(names) - _MOST_LISTED} more" if len(names) > _MOST_LISTED else "")

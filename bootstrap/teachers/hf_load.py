@@ -26,6 +26,11 @@ _DEFAULT_CLASS = {
     "dinov2_with_registers": "Dinov2WithRegistersModel",
     "vit": "ViTModel",
 }
+# Image classifiers hold such a model's image tower, without its text side, and a head of their own.
+_TOWER_OF_CLASSIFIER = {
+    "CLIPForImageClassification": "CLIPVisionModel",
+    "SiglipForImageClassification": "SiglipVisionModel",
+}
 # Tensors that a checkpoint may hold beside the image side: heads of other tasks, the text side.
 _KNOWN_EXTRAS = ("pooler.", "vit.pooler.", "classifier.", "text_model.", "text_projection.", "logit_")
 _PREPROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
@@ -53,6 +58,8 @@ def load_hf(place: str, name: str) -> HfTrunk:
         ) from error
     model_class = _model_class(config, name)
     transform = _transform(place, local, name)
+    if model_class in _TOWER_OF_CLASSIFIER.values():
+        config = getattr(config, "vision_config", config)
     options: dict[str, Any] = {"add_pooling_layer": False} if model_class == "ViTModel" else {}
     try:
         model, info = getattr(transformers, model_class).from_pretrained(
@@ -78,7 +85,8 @@ def _model_class(config: Any, name: str) -> str:
         )
     if getattr(config, "use_swiglu_ffn", False):
         raise TeacherError(f"teacher {name!r}: its MLPs are SwiGLU (gated), not two linear layers")
-    named = [each for each in (config.architectures or []) if each in LAYOUT_OF_CLASS]
+    written = [_TOWER_OF_CLASSIFIER.get(each, each) for each in config.architectures or []]
+    named = [each for each in written if each in LAYOUT_OF_CLASS]
     return named[0] if named else _DEFAULT_CLASS[kind]
 
 

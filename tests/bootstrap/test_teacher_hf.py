@@ -119,6 +119,20 @@ def test_a_folder_gives_transformers_own_output(kind: str, tmp_path: Path) -> No
     torch.testing.assert_close(normed[:, teacher.spec.num_prefix :], output.tokens, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["CLIP", "Siglip"])
+def test_a_classifier_of_pictures_gives_its_tower(kind: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{kind}Config")(vision_config=PLAIN, text_config=TEXT, num_labels=5)
+    model = getattr(transformers, f"{kind}ForImageClassification")(config).eval()
+    model.save_pretrained(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(CLIP_PICTURES))
+    images = torch.randn(2, 3, 32, 32)
+    teacher = load_teacher(str(tmp_path))
+    seen = model.vision_model(images)
+    torch.testing.assert_close(teacher(images).pooled, seen.pooler_output, rtol=0, atol=1e-5)
+    assert not teacher.has_text
+
+
 def test_a_run_knows_its_teacher_by_the_projection_too(tmp_path: Path) -> None:
     save_model(tmp_path, "CLIPVisionModelWithProjection")
     weights = load_teacher(str(tmp_path)).vision_state_dict()
@@ -230,6 +244,11 @@ def test_folders_that_are_not_whole_are_refused(tmp_path: Path) -> None:
         TeacherError, match=r"lack 1 tensors \(post_layernorm\.bias\).*unknown ones \(stranger\)"
     ):
         load_teacher(str(tmp_path))
+    few = {name: tensor for name, tensor in tensors.items() if name.startswith("embeddings.")}
+    save_file(few, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(TeacherError, match=r"lack \d+ tensors \(.* and \d+ more\)") as refused:
+        load_teacher(str(tmp_path))
+    assert len(str(refused.value)) < 600
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(TeacherError, match="cannot load its weights"):
         load_teacher(str(tmp_path))
