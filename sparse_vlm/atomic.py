@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import socket
+import stat
 import uuid
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
@@ -42,7 +43,11 @@ def write_atomic(path: str | os.PathLike[str], content: bytes | str | Callable[[
     temporary = _temporary_name(target, target.suffix)
     with _explained(target, temporary):
         if callable(content):
+            temporary.touch()
+            usual = temporary.stat().st_mode
+            temporary.unlink()
             content(temporary)
+            _open_up(temporary, usual)
         else:
             temporary.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
         _sync(temporary)
@@ -91,6 +96,7 @@ def atomic_directory(path: str | os.PathLike[str], owned: Collection[str] | None
         yield temporary
         for folder, _, files in os.walk(temporary):
             for name in files:
+                _open_up(Path(folder, name), temporary.stat().st_mode)
                 _sync(Path(folder, name))
             _sync(Path(folder))
         _put_in_place(temporary, target)
@@ -222,6 +228,12 @@ def _host() -> str:
 
 def _escape(name: str) -> str:
     return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in name)
+
+
+def _open_up(file: Path, like: int) -> None:
+    """Gives a file the permissions of others around it: safetensors writes for the owner alone."""
+    mode = file.stat().st_mode
+    file.chmod(stat.S_IMODE(mode | (like & 0o666)))
 
 
 def _sync(path: Path) -> None:

@@ -76,6 +76,29 @@ def test_files_get_the_usual_permissions(tmp_path: Path) -> None:
     assert (tmp_path / "atomic").stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
+@pytest.mark.parametrize("umask", [0o022, 0o027, 0o077])
+def test_what_a_library_writes_for_its_owner_alone_gets_the_usual_permissions(
+    tmp_path: Path, umask: int
+) -> None:
+    def secret(path: Path) -> None:
+        path.unlink(missing_ok=True)
+        path.write_text("weights")
+        path.chmod(0o600)
+
+    before = os.umask(umask)
+    try:
+        write_atomic(tmp_path / "file", secret)
+        with atomic_directory(tmp_path / "folder") as folder:
+            (folder / "deep").mkdir()
+            secret(folder / "deep" / "file")
+            (folder / "script").touch(mode=0o700)
+    finally:
+        os.umask(before)
+    for file in (tmp_path / "file", tmp_path / "folder" / "deep" / "file"):
+        assert file.stat().st_mode & 0o777 == 0o666 & ~umask
+    assert (tmp_path / "folder" / "script").stat().st_mode & 0o100
+
+
 def test_an_error_leaves_the_old_file_and_no_litter(tmp_path: Path) -> None:
     def fail(path: Path) -> None:
         path.write_text("half")
