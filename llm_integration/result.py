@@ -35,6 +35,7 @@ from .load import load_checked_processor, load_llava, load_llava_config, read_js
 ADAPTER = "adapter"
 FORMAT = "sparse_vlm.llava_run"
 _PATTERN = "trained{suffix}.safetensors"
+_WEIGHTS = "*.safetensors"
 
 
 def is_result(directory: str | PathLike[str]) -> bool:
@@ -127,6 +128,11 @@ def _read_trained(directory: Path, besides: set[str]) -> dict[str, Tensor]:
             with safe_open(path, "pt") as file:
                 weights.update({name: file.get_tensor(name) for name in file.keys() if name not in besides})  # noqa: SIM118
     return weights
+
+
+def sample_weights(directory: Path) -> str:
+    """A hash of blocks all over the weights of a model: a plain directory's, or a result's and its base's."""
+    return sample_files({path for place in (base_of(directory), directory) for path in place.glob(_WEIGHTS)})
 
 
 def load_tower(base: Path) -> dict[str, Tensor]:

@@ -51,6 +51,7 @@ from .result import (
     load_model,
     load_model_processor,
     read_facts,
+    sample_weights,
     save_result,
     trained_before,
 )
@@ -230,12 +231,23 @@ def check_resume(settings: TrainSettings, processes: int) -> Path | None:
     unfinished = [path for path in found if not _is_at_end(path, settings, old)]
     newest = max(unfinished, key=checkpoint_step, default=None)
     if newest is not None:
-        wrote = json.loads((newest / WholeMark.NAME).read_text(encoding="utf-8")).get("processes", processes)
+        mark = json.loads((newest / WholeMark.NAME).read_text(encoding="utf-8"))
+        wrote = mark.get("processes", processes)
         if wrote != processes:
             raise SettingsError(
                 [
                     f"{newest} was written by {wrote} processes, and this run has {processes}, which would "
                     "skip records: start as many, or set resume=false to begin anew"
+                ]
+            )
+        # What is frozen lies there alone; checkpoints of before it was written have no such hash.
+        sampled = mark.get("model_sample_sha256")
+        if sampled is not None and settings.model.is_dir() and sample_weights(settings.model) != sampled:
+            raise SettingsError(
+                [
+                    f"the weights in model={settings.model} have changed since {newest} was written, which "
+                    "holds only what is trained on top of them: put them back, or set resume=false to begin "
+                    "anew"
                 ]
             )
     return newest
@@ -355,7 +367,10 @@ def train(settings: TrainSettings) -> dict[str, float]:
         args=arguments,
         train_dataset=dataset,
         data_collator=build_collator(processor, model.config),
-        callbacks=[LogFile(settings.out / LOG_FILE, dataset), WholeMark(settings.keep_checkpoints)],
+        callbacks=[
+            LogFile(settings.out / LOG_FILE, dataset),
+            WholeMark(settings.keep_checkpoints, sample_weights(settings.model)),
+        ],
     )
     trainer.remove_callback(PrinterCallback)  # says again what the log says
     outcome = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)

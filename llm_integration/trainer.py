@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.data import Sampler
 from transformers import LlavaForConditionalGeneration, Trainer, TrainerCallback
@@ -19,6 +21,7 @@ from .config import TrainSettings
 from .data import ChatDataset, GroupedSampler
 from .freeze import build_groups
 from .load import load_llava
+from .result import apply_weights
 
 
 class ChatTrainer(Trainer):
@@ -29,10 +32,14 @@ class ChatTrainer(Trainer):
         options: the Trainer's own arguments.
     """
 
+    TRAINED = "trained.safetensors"
+
     def __init__(self, settings: TrainSettings, **options: Any) -> None:
         self.settings = settings
         self.order: GroupedSampler | None = None
         super().__init__(**options)
+        model: Any = self.model
+        model.register_load_state_dict_post_hook(_forgive_frozen)
         self.add_callback(EpochOrder(self))
         self.add_callback(OwnPace())
 
@@ -49,19 +56,39 @@ class ChatTrainer(Trainer):
         if not isinstance(target, LlavaForConditionalGeneration):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
             return
-        # The Trainer would look for names in the file that LLaVA only has in memory, find none of them, and
-        # go on with the weights the run had begun with. Single precision holds every stored value.
+        file = Path(resume_from_checkpoint) / self.TRAINED
+        if file.is_file():
+            weights = load_file(file)
+            lost = sorted(_trained(target).keys() - weights.keys())
+            if lost:
+                raise ValueError(f"{file} lacks {len(lost)} of the trained weights, first {lost[0]}")
+            apply_weights(target, weights, file)
+            return
+        # Checkpoints once held the whole model. The Trainer would look for names in the file that LLaVA only
+        # has in memory, find none of them, and go on with the weights the run had begun with. Single
+        # precision holds every stored value.
         stored = load_llava(resume_from_checkpoint, torch.float32)
         target.load_state_dict(stored.state_dict(), strict=True)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Called by the Trainer for a checkpoint, in every process.
+        """Called by the Trainer for a checkpoint, in every process; what is frozen lies in the run's model.
 
         DeepSpeed's own files hold the weights already, and are all that a restart with it reads: the Trainer
         would gather the whole model in memory, in every process, to write it a second time.
         """
-        if not self.is_deepspeed_enabled:
+        if self.is_deepspeed_enabled:
+            return
+        if not isinstance(self.model, LlavaForConditionalGeneration):  # peft writes its adapters alone
             super().save_model(output_dir, _internal_call)
+        elif self.args.should_save:
+            weights = _trained(self.model)
+            file = Path(output_dir or self.settings.out) / self.TRAINED
+            write_atomic(file, lambda path: save_file(weights, path))
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if self.is_deepspeed_enabled:
+            _leave_frozen_out(self.model_wrapped)
+        super()._save_optimizer_and_scheduler(output_dir)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int] | None:
         dataset: Any = train_dataset if train_dataset is not None else self.train_dataset
@@ -74,6 +101,37 @@ class ChatTrainer(Trainer):
             self.settings.seed,
         )
         return self.order
+
+
+def _trained(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The weights that receive gradients, by name."""
+    return {name: weight.data for name, weight in model.named_parameters() if weight.requires_grad}
+
+
+def _frozen_names(model: nn.Module) -> set[str]:
+    """All names of the parameters that receive no gradients."""
+    every = model.named_parameters(remove_duplicate=False)
+    return {name for name, parameter in every if not parameter.requires_grad}
+
+
+def _forgive_frozen(module: nn.Module, keys: Any) -> None:
+    """After weights were read into a model: a checkpoint may lack what is frozen, and nothing else."""
+    frozen = _frozen_names(module)
+    keys.missing_keys[:] = [name for name in keys.missing_keys if name not in frozen]
+
+
+def _leave_frozen_out(engine: Any) -> None:
+    """Have DeepSpeed write checkpoints of what is trained, whoever asks it for one."""
+
+    def only_trained(**options: Any) -> dict[str, Any]:
+        # Its own option leaves a parameter out under one name: tied embeddings would be written by another.
+        weights: dict[str, Any] = type(engine).module_state_dict(engine, **options)
+        for name in _frozen_names(engine.module) & weights.keys():
+            del weights[name]
+        return weights
+
+    engine.module_state_dict = only_trained
+    engine.save_checkpoint = partial(type(engine).save_checkpoint, engine, exclude_frozen_parameters=True)
 
 
 def gather_weights(trainer: Trainer, model: nn.Module) -> dict[str, torch.Tensor]:
@@ -191,12 +249,14 @@ class WholeMark(TrainerCallback):
 
     Args:
         keep: how many checkpoints are kept.
+        model: what they are known to belong to, see :func:`llm_integration.result.sample_weights`.
     """
 
     NAME = "whole.json"
 
-    def __init__(self, keep: int) -> None:
+    def __init__(self, keep: int, model: str) -> None:
         self.keep = keep
+        self.model = model
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Called by the Trainer, in every process, after its share is written."""
@@ -204,7 +264,11 @@ class WholeMark(TrainerCallback):
             torch.distributed.barrier()
         if state.is_world_process_zero:
             folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-            mark = {"step": state.global_step, "processes": args.world_size}
+            mark = {
+                "step": state.global_step,
+                "processes": args.world_size,
+                "model_sample_sha256": self.model,
+            }
             write_atomic(folder / self.NAME, json.dumps(mark) + "\n")
             steps = {int(path.name.split("-")[1]): path for path in folder.parent.glob("checkpoint-*")}
             # Later ones are of a longer run that this one takes the place of.

@@ -135,6 +135,33 @@ def test_a_restart_within_the_second_epoch_changes_nothing(config: Path, tmp_pat
 
 
 @pytest.mark.parametrize("stage", [2, 3])
+@pytest.mark.parametrize("kind", ["projector", "adapters"])
+def test_checkpoints_hold_what_is_trained_and_go_on(
+    config: Path, tmp_path: Path, stage: int, kind: str
+) -> None:
+    words = {
+        "projector": ("stage=align", "data.template=plain"),
+        "adapters": ("lora.rank=4", "lora.alpha=8", "lora.dropout=0.0"),
+    }[kind]
+    out = tmp_path / "run"
+    _launch(config, stage, *words, f"out={out}")
+    whole = _losses(out)
+    newest = out / "checkpoints" / "checkpoint-6"
+    model = next(newest.glob("global_step*/*mp_rank_00_model_states.pt"))
+    stored = torch.load(model, weights_only=False)
+    names = (out / "trained.txt").read_text().split()
+    assert stored["module"].keys() - stored["buffer_names"] == set(names)
+    assert not stored["frozen_param_fragments"]
+    final = {path.name: path.read_bytes() for path in (out / "final").rglob("*.safetensors")}
+    shutil.rmtree(out / "final")
+    shutil.rmtree(newest)
+    _launch(config, stage, *words, f"out={out}")
+    assert _losses(out) == whole
+    assert {path.name: path.read_bytes() for path in (out / "final").rglob("*.safetensors")} == final
+    load_model(out / "final")
+
+
+@pytest.mark.parametrize("stage", [2, 3])
 def test_adapters(config: Path, tmp_path: Path, llava_dir: Path, stage: int) -> None:
     lora = ("lora.rank=4", "lora.alpha=8", "lora.dropout=0.0")
     _launch(config, stage, *lora, f"out={tmp_path / 'run'}")

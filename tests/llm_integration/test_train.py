@@ -415,6 +415,94 @@ def test_resume_is_exact(build: Any, tmp_path: Path, extra: tuple[str, ...]) -> 
         train(build(*common, f"out={broken}", "seed=4"))
 
 
+def _write_whole_model(self: ChatTrainer, folder: str | None = None, _internal_call: bool = False) -> None:
+    Trainer.save_model(self, folder, _internal_call)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_checkpoint_holds_what_is_trained_and_no_more(
+    build: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
+    common = ("stage=align", "data.template=plain", "checkpoint_every=2", f"precision={precision}")
+    train(build(*common, "max_steps=6", f"out={tmp_path / 'whole'}"))
+    folder = tmp_path / "whole" / "checkpoints" / "checkpoint-6"
+    names = (tmp_path / "whole" / "trained.txt").read_text().split()
+    weights = load_file(folder / "trained.safetensors")
+    assert sorted(weights) == sorted(names)
+    assert all(weight.dtype == torch.float32 for weight in weights.values())
+    size = sum(weight.nbytes for weight in weights.values())
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 3 * size + 40_000
+    train(build(*common, "max_steps=2", f"out={tmp_path / 'new'}"))
+    with monkeypatch.context() as patch:  # as checkpoints were before
+        patch.setattr(ChatTrainer, "save_model", _write_whole_model)
+        train(build(*common, "max_steps=2", f"out={tmp_path / 'old'}"))
+    assert (tmp_path / "old" / "checkpoints" / "checkpoint-2" / "model.safetensors").is_file()
+    final = load_file(tmp_path / "whole" / "final" / "trained.safetensors")
+    for name in ("new", "old"):
+        train(build(*common, "max_steps=6", f"out={tmp_path / name}"))
+        assert _losses(tmp_path / name) == _losses(tmp_path / "whole")
+        again = load_file(tmp_path / name / "final" / "trained.safetensors")
+        assert all(torch.equal(again[key], value) for key, value in final.items())
+        load_model(tmp_path / name / "final")
+
+
+def test_a_checkpoint_without_its_weights_is_refused(build: Any, tmp_path: Path) -> None:
+    train(build("stage=align", "checkpoint_every=2", "max_steps=2"))
+    file = tmp_path / "run" / "checkpoints" / "checkpoint-2" / "trained.safetensors"
+    weights = load_file(file)
+    name = sorted(weights)[0]
+    save_file({key: value for key, value in weights.items() if key != name}, file)
+    with pytest.raises(ValueError, match=f"lacks 1 of the trained weights, first {name}"):
+        train(build("stage=align", "checkpoint_every=2", "max_steps=4"))
+
+
+@pytest.mark.parametrize("extra", [("stage=align",), ("lora.rank=2",)])
+def test_a_checkpoint_belongs_to_the_model_it_was_begun_with(
+    build: Any, llava_dir: Path, tmp_path: Path, extra: tuple[str, ...]
+) -> None:
+    base = shutil.copytree(llava_dir, tmp_path / "base")
+    common = (*extra, f"model={base}", "checkpoint_every=2")
+    train(build(*common, "max_steps=2"))
+    weights = load_file(base / "model.safetensors")
+    save_file({k: v * 1.01 for k, v in weights.items()}, base / "model.safetensors", {"format": "pt"})
+    with pytest.raises(SettingsError, match=r"weights in model=.*base have changed since .*checkpoint-2"):
+        train(build(*common, "max_steps=4"))
+    save_file(weights, base / "model.safetensors", {"format": "pt"})
+    train(build(*common, "max_steps=4"))
+    shutil.rmtree(base)
+    with pytest.raises(ValueError, match="there is no model directory at"):
+        train(build(*common, "max_steps=6"))
+
+
+def test_deepspeed_leaves_out_what_is_frozen_under_all_its_names() -> None:
+    class Engine:
+        def __init__(self, module: torch.nn.Module) -> None:
+            self.module = module
+
+        def module_state_dict(self, exclude_frozen_parameters: bool = False) -> dict[str, Any]:
+            return self.module.state_dict()
+
+        def save_checkpoint(
+            self, folder: str, exclude_frozen_parameters: bool = False
+        ) -> tuple[str, bool, list[str]]:
+            return folder, exclude_frozen_parameters, list(self.module_state_dict())
+
+    model = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Linear(3, 3), torch.nn.BatchNorm1d(3))
+    model[1].weight = model[0].weight
+    model.requires_grad_(False)
+    model[0].bias.requires_grad_(True)
+    engine: Any = Engine(model)
+    trainer_module._leave_frozen_out(engine)
+    buffers = [f"2.{name}" for name in ("running_mean", "running_var", "num_batches_tracked")]
+    assert engine.save_checkpoint("there") == ("there", True, ["0.bias", *buffers])
+    model.register_load_state_dict_post_hook(trainer_module._forgive_frozen)
+    stored = engine.module_state_dict()
+    model.load_state_dict(stored, strict=True)
+    del stored["0.bias"]
+    with pytest.raises(RuntimeError, match=r'Missing key\(s\) in state_dict: "0.bias"'):
+        model.load_state_dict(stored, strict=True)
+
+
 def test_losses_between_log_entries_survive_a_restart(build: Any, tmp_path: Path) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     common = ("checkpoint_every=3", "log_every=4")
@@ -869,6 +957,7 @@ def test_a_checkpoint_of_deepspeed_holds_the_weights_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trainer: Any = ChatTrainer.__new__(ChatTrainer)
+    trainer.model = torch.nn.Identity()
     written: list[str | None] = []
     monkeypatch.setattr(Trainer, "save_model", lambda self, folder, internal: written.append(folder))
     for trainer.is_deepspeed_enabled in (True, False):
