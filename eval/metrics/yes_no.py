@@ -49,8 +49,10 @@ def binary_rates(counts: np.ndarray, forgiving_recall: bool) -> dict[str, np.nda
     total = counts.sum(-1)
     with np.errstate(invalid="ignore", divide="ignore"):
         precision = yes_yes / (yes_yes + no_yes)
-        recall = yes_yes / (yes_yes + yes_no + (0 if forgiving_recall else yes_other))
-        f1 = 2 * precision * recall / (precision + recall)
+        missed = yes_no + (0 if forgiving_recall else yes_other)
+        recall = yes_yes / (yes_yes + missed)
+        # Without a true "yes" it is 0, which the harmonic mean of both, 0 / 0, would not say of a resample.
+        f1 = 2 * yes_yes / (2 * yes_yes + no_yes + missed)
         rates = ((yes_yes + no_no) / total, precision, recall, f1, (yes_yes + no_yes) / total)
     return dict(zip(RATES, rates, strict=True))
 

@@ -171,6 +171,18 @@ def test_means_of_pictures_that_are_all_alike_are_no_certainty(said: str, value:
     assert mean_figures([mixed, group], "rule")["accuracy"].method == "bootstrap over pictures"
 
 
+def test_f1_without_a_true_yes_is_zero_and_not_undefined() -> None:
+    rest = [("yes", "no")] * 7 + [("no", "yes")] * 8 + [("no", "no")] * 14
+    none = binary_figures(rest, "rule")["f1"]
+    assert (none.value, none.low) == (0.0, 0.0)
+    assert none.high == pytest.approx(100 * wilson_interval(0, 15)[1])
+    one = binary_figures([("yes", "yes"), *rest], "rule")["f1"]  # a third of the resamples are without it
+    assert one.value == pytest.approx(100 * 2 / 17)
+    assert one.low == 0.0 < one.value < one.high
+    groups = [[(f"{n}.jpg", *pair) for n, pair in enumerate(rest)]] * 2
+    assert mean_figures(groups, "rule")["f1"].high == pytest.approx(100 * wilson_interval(0, 29)[1])
+
+
 def test_binary_figures_without_any_yes() -> None:
     figures = binary_figures([("no", "no")] * 3, "rule")
     assert (figures["accuracy"].value, figures["f1"].value) == (100.0, 0.0)
