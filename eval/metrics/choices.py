@@ -65,8 +65,8 @@ def _find_letter(answer: str, choices: Mapping[str, str]) -> str:
 
 
 def _find_option_text(answer: str, choices: Mapping[str, str]) -> str:
+    answer = answer.lower()
     if len(answer) > 2 * sum(len(text) for text in choices.values()):
         return ""
-    answer = answer.lower()
     named = [letter for letter, text in choices.items() if text.lower() in answer]
     return named[0] if len(named) == 1 else ""

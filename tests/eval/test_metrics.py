@@ -223,5 +223,11 @@ def test_mmbench_letters(answer: str, letter: str) -> None:
     assert read_mmbench(answer, {"A": "green", "B": "red", "C": "blue"}) == letter
 
 
+def test_mmbench_measures_an_answer_in_lower_case() -> None:
+    # Twice the options' eight characters are the most; the capital letter is two in lower case.
+    assert read_mmbench("a cat it is, ah\u0130", {"A": "a cat", "B": "dog"}) == ""
+    assert read_mmbench("a cat it is, ahh", {"A": "a cat", "B": "dog"}) == "A"
+
+
 def test_first_letter() -> None:
     assert [read_first_letter(text) for text in (" b. dog", "", "C")] == ["B", "", "C"]
