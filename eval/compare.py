@@ -57,7 +57,7 @@ def load_run(path: Path) -> dict[str, Any]:
     Raises:
         InputError: If it is neither.
     """
-    file = path / SCORES if path.is_dir() else path
+    file = _file_of(path)
     try:
         content = json.loads(read_text(file))
     except json.JSONDecodeError as error:
@@ -74,6 +74,10 @@ def load_run(path: Path) -> dict[str, Any]:
                 f"{file}: units.{key} must be a score of 0 to 1, and is {json.dumps(score)[:40]}."
             )
     return content
+
+
+def _file_of(run: Path) -> Path:
+    return run / SCORES if run.is_dir() else run
 
 
 def compare_groups(first: Sequence[float], second: Sequence[float], groups: Sequence[int]) -> Comparison:
@@ -147,7 +151,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
     try:
-        check_output(options.json, "--json")
+        check_output(options.json, "--json", map(_file_of, (options.run_a, options.run_b)))
         a, b = load_run(options.run_a), load_run(options.run_b)
         for field in ("task", "scorer"):
             if a.get(field) != b.get(field):

@@ -100,6 +100,8 @@ def make_report(
         InputError: If a run cannot be used; nothing is written then.
     """
     sources = read_sources(options.runs)
+    for path in outputs:
+        check_output(path, "The report", [file for source in sources for file in source.files])
     settings = {key: str(value) for key, value in vars(options).items()}
     origin = describe_origin("eval.report", words, settings)
     with tqdm(desc="report", disable=None, bar_format="{desc}: {postfix}") as bar:

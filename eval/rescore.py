@@ -207,8 +207,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     options = parser.parse_args(words)
     try:
-        check_output(options.json, "--json")
-        check_output(options.submission, "--submission")
+        read = (options.questions, options.annotations, options.answers)
+        check_output(options.json, "--json", (*read, options.submission))
+        check_output(options.submission, "--submission", read)
         task = load_task(options.task)
         # A submission needs no gold answers, and a graded benchmark has no figures.
         outcome = rescore(

@@ -80,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if options.turns < 1:
             raise InputError("--turns must be at least 1.")
-        check_output(options.out, "--out")
+        check_output(options.out, "--out", (options.questions, options.annotations))
         task = load_task(options.task)
         everything = task.load_examples(options.questions, options.annotations, options.images)
         # As an evaluation does: what would be about a video is not asked without it.

@@ -184,7 +184,8 @@ def run_command(
     options = parser.parse_args(words)
     try:
         options.device = str(choose_device(options.device, "--device "))
-        check_output(options.json, "--json")
+        others = [value for name, value in vars(options).items() if name != "json"]
+        check_output(options.json, "--json", [Path(v) for v in others if isinstance(v, Path | str)])
         sheet = work(options)
         print(sheet.format())
         if options.json is not None:

@@ -46,6 +46,12 @@ class Source:
     content: dict[str, Any]
 
     @property
+    def files(self) -> list[Path]:
+        """What it was read from; of a folder, what a later report reads again."""
+        names = (SCORES, CONFIG, ANSWERS, PARETO)
+        return [self.path / name for name in names] if self.path.is_dir() else [self.path]
+
+    @property
     def provenance(self) -> dict[str, Any]:
         """Command, commit, hash of the settings, versions, device, date; empty where none was written."""
         return dict(self.content.get("provenance") or {})

@@ -636,6 +636,9 @@ def test_what_cannot_be_is_said_before_the_work(command: Any, tmp_path: Path, ca
         retrieval: ["--annotations", "a", "--images", "p"],
     }.get(command, ["--train", "p", "--test", "q"])  # fmt: skip
     cases = [(["--json", str(tmp_path)], f"--json {tmp_path} is a folder; name a file.")]
+    read = tmp_path / "classes.json"
+    named = ["--weights", str(read), "--json", str(read)]
+    cases += [(named, f"--json {read} is named for something else, too; name another file.")]
     cases += [(["--device", "gpu"], "--device gpu is no device; use --device cpu, cuda")]
     if not torch.cuda.is_available():
         cases += [(["--device", "cuda"], "--device cuda, but PyTorch sees no GPU here; use --device cpu")]

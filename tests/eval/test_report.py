@@ -609,9 +609,13 @@ def test_outputs_that_cannot_be(runs: Path, tmp_path: Path, capsys: pytest.Captu
         (["-o", "r.html", "--json", str(tmp_path)], "is a folder; name a file."),
         (["-o", str(runs / "cost.jsonl" / "r.html")], "r.html cannot be written: "),
         (["-o", "r.html", "--examples", "-1"], "--examples must be at least 0."),
+        (["-o", str(runs / "vit" / "scores.json")], "scores.json is named for something else, too"),
+        (["-o", "r.md", "--json", str(runs / "zeroshot.json")], "zeroshot.json is named for something else"),
     ):
+        kept = {path: path.read_bytes() for path in runs.rglob("*.json")}
         assert report(runs, *words) == 2
         assert sentence in capsys.readouterr().err
+        assert {path: path.read_bytes() for path in kept} == kept
 
 
 def test_eyes_are_the_encoders(

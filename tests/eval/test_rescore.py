@@ -238,6 +238,26 @@ def test_what_is_in_a_submissions_form_is_submitted_as_it_stands(task: str, tmp_
     assert figures == [25.0 if task == "vizwiz" else 100.0] * 2
 
 
+def test_no_output_takes_the_place_of_a_file_that_is_read(
+    quiz: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stored = put(tmp_path / "a.jsonl", answers(*["yes"] * 10))
+    words = ["--task", "easy_vqa", "--questions", str(quiz), "--answers", str(stored)]
+    made = tmp_path / "made.json"
+    assert rescore([*words, "--json", str(made)]) == 0
+    kept = {path: path.read_bytes() for path in (stored, quiz, made)}
+    again = str(tmp_path / "new" / ".." / "a.jsonl")  # the same file by another name
+    assert rescore([*words, "--json", again]) == 2
+    assert rescore([*words, "--submission", str(quiz)]) == 2
+    assert rescore([*words, "--json", str(made), "--submission", str(made)]) == 2
+    assert compare([str(made), str(made), "--json", str(made)]) == 2
+    assert capsys.readouterr().err.splitlines() == [
+        f"error: {said} is named for something else, too; name another file."
+        for said in (f"--json {again}", f"--submission {quiz}", f"--json {made}", f"--json {made}")
+    ]
+    assert {path: path.read_bytes() for path in kept} == kept
+
+
 def test_outputs_that_cannot_be_written_are_said_before_the_work(
     quiz: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

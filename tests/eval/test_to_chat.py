@@ -81,11 +81,15 @@ def test_what_cannot_be_learned_from_is_refused(
     words = ["--task", "daquar", "--questions", str(questions), "--out", str(tmp_path / "c.json")]
     assert main([*words, "--turns", "0"]) == 2
     assert main([*words, "--out", str(tmp_path)]) == 2
+    whole = questions.read_bytes()
+    assert main([*words, "--out", str(questions)]) == 2
+    assert questions.read_bytes() == whole
     assert main([*words, "--protocol", "lmms-eval"]) == 2
     assert main([*words, "--images", str(tmp_path)]) == 2
     printed = capsys.readouterr().err
     assert "at least 1" in printed
     assert f"--out {tmp_path} is a folder; name a file." in printed
+    assert f"--out {questions} is named for something else, too; name another file." in printed
     assert "no prompt protocol 'lmms-eval'" in printed
     assert "image1.jpg" in printed
     assert not (tmp_path / "c.json").exists()
