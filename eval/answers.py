@@ -97,6 +97,8 @@ def read_text(path: Path) -> str:
         raise InputError(f"The file {path} does not exist.") from None
     except IsADirectoryError:
         raise InputError(f"{path} is a folder, and a file is needed.") from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}.") from None
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8 text (byte {error.start}).") from None
 

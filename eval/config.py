@@ -104,6 +104,10 @@ def read_settings(kind: type[SettingsT], path: Path, overrides: Sequence[str] = 
         mapping = yaml.load(path.read_text(encoding="utf-8"), refuse_twice(yaml.SafeLoader))
     except FileNotFoundError:
         raise InputError(f"The settings file {path} does not exist.") from None
+    except OSError as error:
+        raise InputError(f"The settings file {path} cannot be read: {error.strerror or error}.") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"The settings file {path} is not UTF-8 text (byte {error.start}).") from None
     except (yaml.YAMLError, SettingsError) as error:
         raise InputError(f"{path} is not valid YAML: {error}") from None
     try:
