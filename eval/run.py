@@ -12,13 +12,14 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch.distributed as dist
 
+from bootstrap.lock import LOCK_FILE, lock_directory
 from eval.answers import InputError, name_some, read_text
 from eval.compare import SCORES
 from eval.config import FILES, WEIGHTS, RunSettings, load_settings
@@ -42,10 +43,12 @@ from sparse_vlm.atomic import write_atomic
 from sparse_vlm.fingerprint import hash_file
 from sparse_vlm.settings import settings_to_dict
 
+_ReadT = TypeVar("_ReadT", dict[str, Any], list[Any])
+
 CONFIG = "config.json"
 ORIGINS = "origins.json"  # one entry for each start that asked questions
 # What may differ when a run is taken up again: nothing an answer depends on.
-_FREE = ("batch", "device", "max_bad_pictures")
+_FREE = ("out", "batch", "device", "max_bad_pictures")
 _WEIGHTS = (".safetensors", ".bin", ".pt")
 # What a model is read from, beside its weights.
 _READ = (
@@ -86,8 +89,9 @@ def run(settings: RunSettings, words: Sequence[str] = (), model: Model | None = 
                 f"({name_some(missing)}); max_bad_pictures=N leaves out up to N of them."
             )
     store = AnswerStore(out, rank)
-    with _group(world) as barrier:
+    with _group(world) as barrier, ExitStack() as stack:
         if rank == 0:
+            _open_folder(out, stack)
             known = (hash_weights(settings.model), hash_files(settings.model)) if model is None else ()
             claim(out, settings, *known)
             cut = store.repair()
@@ -148,10 +152,32 @@ def hash_files(model: Path) -> dict[str, str] | None:
     }
 
 
+def _open_folder(out: Path, stack: ExitStack) -> None:
+    """Makes the run's folder, and keeps other runs out of it while this one goes on.
+
+    Raises:
+        InputError: If it cannot be made, holds something else than a run, or another run is at work in it.
+    """
+    if not (out / CONFIG).is_file() and out.is_dir() and _holds_more(out):
+        raise InputError(f"{out} is not empty and holds no run; name another folder with out=….")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        stack.enter_context(lock_directory(out))
+    except OSError as error:
+        raise InputError(f"The run's folder {out} cannot be used: {error.strerror or error}.") from None
+    except ValueError as error:
+        raise InputError(str(error)) from None
+
+
+def _holds_more(out: Path, *known: str) -> bool:
+    """Whether a folder has something else than the lock and the files that are known."""
+    return any(entry.name not in (LOCK_FILE, *known) for entry in out.iterdir())
+
+
 def claim(
     out: Path, settings: RunSettings, weights: str | None = None, files: dict[str, str] | None = None
 ) -> None:
-    """Makes the run's folder with its settings, or sees that they are those of the run in it.
+    """Writes the run's settings into its folder, or sees that they are those of the run in it.
 
     Args:
         out: The folder.
@@ -168,15 +194,15 @@ def claim(
     if files is not None:
         ours[FILES] = files
     path = out / CONFIG
-    begun = path.is_file() and any(entry.name not in (CONFIG, ORIGINS) for entry in out.iterdir())
+    begun = path.is_file() and _holds_more(out, CONFIG, ORIGINS)
     if begun:
-        theirs = json.loads(read_text(path))
+        theirs = _read_json(path, dict)
         if theirs.get(WEIGHTS, weights) != weights and weights is not None:
             raise InputError(
                 f"{out} holds answers of other weights than {settings.model} has now; name another folder "
                 "with out=…."
             )
-        there = theirs.get(FILES, files)
+        there: Any = theirs.get(FILES, files)
         if files is not None and there != files:
             other = [name for name in {**there, **files} if there.get(name) != files.get(name)]
             raise InputError(
@@ -192,11 +218,23 @@ def claim(
                 f"{out} holds a run with other settings ({what}); name another folder with out=…."
             )
         return
-    if not path.is_file() and out.is_dir() and any(out.iterdir()):
-        raise InputError(f"{out} is not empty and holds no run; name another folder with out=….")
     (out / ORIGINS).unlink(missing_ok=True)  # of a start that failed before the first answer
-    out.mkdir(parents=True, exist_ok=True)
     write_atomic(path, json.dumps(ours, indent=1))
+
+
+def _read_json(path: Path, kind: type[_ReadT]) -> _ReadT:
+    """A file of the run's folder.
+
+    Raises:
+        InputError: If it is not as the run wrote it.
+    """
+    try:
+        content = json.loads(read_text(path))
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path} is not JSON ({error}); name another folder with out=….") from None
+    if not isinstance(content, kind):
+        raise InputError(f"{path} is not what a run writes there; name another folder with out=….")
+    return content
 
 
 def _to_plain(settings: RunSettings) -> dict[str, Any]:
@@ -206,7 +244,7 @@ def _to_plain(settings: RunSettings) -> dict[str, Any]:
 def _note_origin(settings: RunSettings, words: Sequence[str], device: Any) -> None:
     """Writes down where the answers of this start come from, beside those of earlier starts."""
     path = settings.out / ORIGINS
-    earlier = json.loads(read_text(path)) if path.is_file() else []
+    earlier = _read_json(path, list) if path.is_file() else []
     origin = describe_origin("eval.run", words, _to_plain(settings), device)
     write_atomic(path, json.dumps([*earlier, origin], indent=1))
 
@@ -216,7 +254,7 @@ def _read_origin(settings: RunSettings, words: Sequence[str], device: Any) -> di
     path = settings.out / ORIGINS
     if not path.is_file():
         _note_origin(settings, words, device)
-    *earlier, origin = json.loads(read_text(path))
+    *earlier, origin = _read_json(path, list)
     if earlier:
         kept = ("commit", "date", "device")
         origin["earlier_starts"] = [{key: one[key] for key in kept} for one in earlier]

@@ -160,6 +160,59 @@ def test_other_settings_in_the_same_folder_are_refused(settings: Callable[..., R
         run(settings(), [], Parrot())
 
 
+def test_a_second_run_in_a_folder_is_refused_while_one_is_at_work(
+    settings: Callable[..., RunSettings], quiz: Path, llava_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = settings().out
+    other = [*command(quiz, llava_dir, out)[1][1:], "limit=3"]
+    told: list[subprocess.CompletedProcess[str]] = []
+
+    class Meanwhile(Parrot):
+        def answer(self, *given: Any) -> list[Answer]:
+            if not told:
+                told.append(
+                    subprocess.run([sys.executable, *other], cwd=ROOT, capture_output=True, text=True)
+                )
+            return super().answer(*given)
+
+    assert run(settings(), [], Meanwhile()) is not None
+    assert told[0].returncode == 2
+    assert f"error: {out} is in use by process {os.getpid()} on " in told[0].stderr
+    assert len(lines(out)) == 10
+    assert json.loads((out / "config.json").read_text())["limit"] is None
+
+
+def test_a_folder_that_was_moved_is_the_same_run(settings: Callable[..., RunSettings]) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run(settings(), [], Parrot(fail_after=1))
+    moved = settings().out.rename(settings().out.with_name("moved"))
+    parrot = Parrot()
+    assert run(settings(out=moved), [], parrot) is not None
+    assert [len(batch) for batch in parrot.batches] == [4, 2]
+
+
+@pytest.mark.parametrize("content", ["{", "[]"])
+def test_a_run_whose_own_files_were_spoilt_is_refused_in_one_sentence(
+    content: str, settings: Callable[..., RunSettings]
+) -> None:
+    run(settings(), [], Parrot())
+    for name in ("config.json", "origins.json"):
+        path = settings().out / name
+        whole = path.read_text()
+        path.write_text("{}" if (name, content) == ("origins.json", "[]") else content)
+        with pytest.raises(InputError, match=rf"{name} is not (JSON|what a run writes there)"):
+            run(settings(), [], Parrot())
+        path.write_text(whole)
+
+
+def test_a_folder_that_cannot_be_one_is_refused_in_one_sentence(
+    settings: Callable[..., RunSettings], quiz: Path
+) -> None:
+    for out in (quiz / "questions.json", quiz / "questions.json" / "run"):
+        with pytest.raises(InputError, match=r"The run's folder .* cannot be used: "):
+            run(settings(out=out), [], Parrot())
+
+
 def test_a_start_without_an_answer_leaves_the_folder_free(settings: Callable[..., RunSettings]) -> None:
     class Broken(Parrot):
         def answer(self, *_: Any) -> Any:
@@ -372,6 +425,9 @@ def test_errors_are_one_sentence(
     config, _ = command(quiz, llava_dir, tmp_path / "run")
     for words, said in (
         (["nothing.yaml"], "The settings file nothing.yaml does not exist."),
+        ([str(tmp_path)], f"The settings file {tmp_path} cannot be read: "),
+        ([str(quiz / "images" / "0.png")], "0.png is not UTF-8 text (byte 0)."),
+        ([str(config), f"task.questions={config}/q.json"], "q.json cannot be read: "),
         ([str(config), "task.name=popo"], "did you mean 'pope'?"),
         ([str(config), "floor=blind"], "floor"),
         ([str(config), "btch=3"], "batch"),
