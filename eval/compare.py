@@ -9,7 +9,7 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ from eval.intervals import bootstrap_groups, bootstrap_mean, mcnemar_exact
 from eval.outputs import check_output, write_output
 
 SCORES = "scores.json"
+GROUPS = "unit_groups"
+"""In it, by key, the picture of a question, where a comparison draws pictures; not in earlier versions'."""
 QUESTIONS = "question_hashes"
 """In it, by key, what tells whether two runs were asked the same; not in those of earlier versions."""
 
@@ -33,10 +35,11 @@ class Comparison:
         difference: B minus A.
         low: Lower end of the difference's 95 % interval (paired bootstrap).
         high: Upper end.
-        only_first: Questions that only A got right; None where scores are soft.
-        only_second: Questions that only B got right; None where scores are soft.
-        p: Two-sided p of McNemar's exact test; None where scores are soft.
+        only_first: Questions that only A got right; None where scores are soft or grouped.
+        only_second: Questions that only B got right; None where scores are soft or grouped.
+        p: Two-sided p of McNemar's exact test; None where scores are soft or grouped.
         dropped: Questions that only one of the runs answered.
+        grouped: Whether the bootstrap drew pictures with all their questions.
     """
 
     n: int
@@ -49,6 +52,7 @@ class Comparison:
     only_second: int | None
     p: float | None
     dropped: int
+    grouped: bool = False
 
 
 def load_run(path: Path) -> dict[str, Any]:
@@ -73,6 +77,11 @@ def load_run(path: Path) -> dict[str, Any]:
             raise InputError(
                 f"{file}: units.{key} must be a score of 0 to 1, and is {json.dumps(score)[:40]}."
             )
+    groups = content.get(GROUPS)
+    if groups is not None and not (
+        isinstance(groups, dict) and all(isinstance(picture, str) for picture in groups.values())
+    ):
+        raise InputError(f"{file}: {GROUPS} must be an object of pictures by question.")
     return content
 
 
@@ -94,7 +103,7 @@ def compare_groups(first: Sequence[float], second: Sequence[float], groups: Sequ
     means = (100 * float(sum(first)) / n, 100 * float(sum(second)) / n)
     difference = 100 * float(sum(gains)) / n
     # McNemar's test takes questions for independent, which these are not.
-    return Comparison(n, *means, difference, 100 * low, 100 * high, None, None, None, dropped=0)
+    return Comparison(n, *means, difference, 100 * low, 100 * high, None, None, None, dropped=0, grouped=True)
 
 
 def compare_scores(first: Mapping[str, float], second: Mapping[str, float]) -> Comparison:
@@ -130,6 +139,26 @@ def compare_scores(first: Mapping[str, float], second: Mapping[str, float]) -> C
         p,
         dropped,
     )
+
+
+def compare_records(a: Mapping[str, Any], b: Mapping[str, Any]) -> Comparison:
+    """Compares what two runs of one benchmark have written; by pictures where their questions go together.
+
+    Raises:
+        InputError: If they have no question in common.
+    """
+    first, second = a["units"], b["units"]
+    pictures = a.get(GROUPS) or b.get(GROUPS) or {}
+    shared = [key for key in first if key in second]
+    if not shared or not all(key in pictures for key in shared):
+        return compare_scores(first, second)
+    place = {name: row for row, name in enumerate(dict.fromkeys(pictures[key] for key in shared))}
+    made = compare_groups(
+        [first[key] for key in shared],
+        [second[key] for key in shared],
+        [place[pictures[key]] for key in shared],
+    )
+    return replace(made, dropped=len(first) + len(second) - 2 * len(shared))
 
 
 def list_other_questions(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
@@ -169,7 +198,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 f"The runs' prompts follow different protocols, {protocols[0]} and {protocols[1]}: what they "
                 "differ in would be the prompts' doing, too."
             )
-        made = compare_scores(a["units"], b["units"])
+        made = compare_records(a, b)
         if made.dropped and not options.allow_missing:
             raise InputError(
                 f"{made.dropped} questions were answered by one of the runs only; "
@@ -192,17 +221,21 @@ def _floor(run: Mapping[str, Any]) -> str:
 
 def format_comparison(made: Comparison, task: str, first: str, second: str) -> str:
     """The printed comparison."""
+    drawn = " over pictures" if made.grouped else ""
     lines = [
         f"{task}, score a question, n = {made.n}",
         f"A  {made.first:7.2f} %  {first}",
         f"B  {made.second:7.2f} %  {second}",
-        f"B - A  {made.difference:+.2f} points, 95 % {made.low:+.2f} ... {made.high:+.2f} (paired bootstrap)",
+        f"B - A  {made.difference:+.2f} points, 95 % {made.low:+.2f} ... {made.high:+.2f} "
+        f"(paired bootstrap{drawn})",
     ]
     if made.p is not None:
         lines.append(
             f"only A right: {made.only_first}, only B right: {made.only_second}, "
             f"McNemar exact p = {made.p:.3g}"
         )
+    elif made.grouped:
+        lines.append("McNemar's test is for independent questions; several of these are about one picture")
     else:
         lines.append("McNemar's test is for right-or-wrong scores; these are soft")
     if made.dropped:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.answers import InputError, Matched, load_answers, match_answers, name_some
-from eval.compare import QUESTIONS
+from eval.compare import GROUPS, QUESTIONS
 from eval.intervals import SEED, Figure
 from eval.outputs import check_output, write_output
 from eval.provenance import describe_origin
@@ -182,6 +182,7 @@ def to_json(outcome: Rescored, files: dict[str, str | None]) -> dict[str, Any]:
             for name, figure in outcome.figures.items()
         },
         "units": outcome.task.units(outcome.judgements),
+        GROUPS: outcome.task.groups(outcome.judgements),
         QUESTIONS: {e.key: hash_question(e) for e in outcome.examples if e.question},
     }
 

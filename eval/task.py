@@ -165,6 +165,10 @@ class Task(ABC):
         """The independent units of the primary accuracy and their scores, for paired comparisons."""
         return {judgement.key: judgement.score for judgement in judgements}
 
+    def groups(self, judgements: Sequence[Judgement]) -> dict[str, str]:
+        """The picture of each unit, where units of one picture go together; empty where they are alone."""
+        return {}
+
     def submission(
         self, examples: Sequence[Example], answers: Mapping[str, str], as_written: Collection[str] = ()
     ) -> tuple[str, bytes] | None:

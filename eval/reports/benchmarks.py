@@ -188,7 +188,7 @@ def exchange_section(benchmarks: Sequence[Benchmark]) -> str:
             test = (
                 f"{made['only_second']} / {made['only_first']}, {show_p(made['p'])}"
                 if made["p"] is not None
-                else "soft scores: no McNemar test"
+                else f"{'pictures drawn' if made['grouped'] else 'soft scores'}: no McNemar test"
             )
             rows.append(
                 [
@@ -221,8 +221,8 @@ def exchange_section(benchmarks: Sequence[Benchmark]) -> str:
     head = ["benchmark", "pair", "points", "means, %", "n", "only this / only that right"]
     lead = (
         "The same questions, answered by both: the difference of the mean score with its paired bootstrap "
-        "interval, and McNemar’s exact test where answers are right or wrong. An interval that holds zero "
-        "shows no difference."
+        "interval, and McNemar’s exact test where answers are right or wrong and each is alone. An interval "
+        "that holds zero shows no difference."
     )
     drawing = chart(draw_spans(spans, "Differences with 95 % intervals", "percentage points", zero=True))
     body = f'<article class="card stack">{drawing}{table(head, rows)}</article>'

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from eval.answers import InputError, name_some
-from eval.compare import Comparison, compare_scores, list_other_questions
+from eval.compare import Comparison, compare_records, list_other_questions
 from eval.reports.examples import Group, choose_examples
 from eval.reports.inputs import Source
 
@@ -163,7 +163,7 @@ def _asks_alike(run: Source, first: Source) -> bool:
 
 def _compare(first: Source, second: Source) -> Comparison:
     try:
-        return compare_scores(first.content["units"], second.content["units"])
+        return compare_records(first.content, second.content)
     except InputError as error:
         raise InputError(f"{first.path} and {second.path}: {error}") from None
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from eval.answers import InputError
-from eval.compare import QUESTIONS
+from eval.compare import GROUPS, QUESTIONS
 from eval.shapes import (
     MisfitError,
     Shape,
@@ -58,7 +58,7 @@ def _scores(**more: Shape) -> Shape:
         {
             **dict.fromkeys(("protocol", "model", "floor"), maybe(text)),
             "visual_tokens": maybe(_COST),
-            QUESTIONS: maybe(by_name(text)),
+            **dict.fromkeys((GROUPS, QUESTIONS), maybe(by_name(text))),
             "provenance": maybe(_ORIGIN),
         },
         task=text,

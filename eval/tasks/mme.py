@@ -107,6 +107,9 @@ class Mme(Task):
                 figures[name] = Figure(value, n, low, high, "subtasks' intervals", "points", protocol)
         return figures
 
+    def groups(self, judgements: Sequence[Judgement]) -> dict[str, str]:
+        return {judgement.key: judgement.facts["pair"] for judgement in judgements}
+
     def record_keys(self, record: AnswerRecord) -> tuple[str, ...]:
         category, _, picture = str(record.question_id).partition("/")
         # Our own answers name the question by its key: two questions share an id.

@@ -13,7 +13,8 @@ import pytest
 
 from eval.compare import compare_groups, compare_scores
 from eval.compare import main as compare
-from eval.intervals import grouped_figure
+from eval.intervals import bootstrap_mean, grouped_figure
+from eval.report import main as report
 from eval.rescore import main as rescore
 
 
@@ -236,6 +237,50 @@ def test_what_is_in_a_submissions_form_is_submitted_as_it_stands(task: str, tmp_
         stored = json.loads(again.read_text())
     # VizWiz's rule normalises the answer and leaves the people's as they are.
     assert figures == [25.0 if task == "vizwiz" else 100.0] * 2
+
+
+def test_questions_that_are_asked_again_are_compared_by_picture(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    labels = tmp_path / "pope"
+    labels.mkdir()
+    for name in ("random", "popular", "adversarial"):  # one question a picture, in every category
+        rows = [
+            {"question_id": n, "image": f"{n}.jpg", "text": f"Is there a {n}?", "label": "yes"}
+            for n in range(20)
+        ]
+        put(labels / f"coco_pope_{name}.json", rows)
+    made = []
+    for wrong in (0, 6):
+        said = [
+            {"question_id": f"{name}/{n}", "text": "No" if n < wrong else "Yes"}
+            for name in ("random", "popular", "adversarial")
+            for n in range(20)
+        ]
+        stored = put(tmp_path / f"{wrong}.jsonl", said)
+        made.append(tmp_path / f"{wrong}.json")
+        words = ["--task", "pope", "--annotations", str(labels), "--answers", str(stored)]
+        assert rescore([*words, "--json", str(made[-1])]) == 0
+    capsys.readouterr()
+    low, high = (100 * end for end in bootstrap_mean([-1.0] * 6 + [0.0] * 14))
+    assert compare([*map(str, made), "--json", str(tmp_path / "c.json")]) == 0
+    told = capsys.readouterr().out
+    assert f"-30.00 points, 95 % {low:+.2f} ... {high:+.2f} (paired bootstrap over pictures)" in told
+    assert "McNemar's test is for independent questions" in told
+    written = json.loads((tmp_path / "c.json").read_text())
+    assert (written["n"], written["p"], written["grouped"]) == (60, None, True)
+    page = tmp_path / "r.html"
+    assert report([*map(str, made), "-o", str(page)]) == 0
+    assert "pictures drawn: no McNemar test" in page.read_text()
+    short = json.loads(made[1].read_text())
+    del short["units"]["popular/3"]
+    made[1].write_text(json.dumps(short))
+    assert compare([*map(str, made), "--allow-missing"]) == 0
+    assert "1 questions that only one of the runs answered were left out" in capsys.readouterr().out
+    for groups in ([], {"random/1": 1}):
+        made[1].write_text(json.dumps({**short, "unit_groups": groups}))
+        assert compare([*map(str, made)]) == 2
+        assert "6.json: unit_groups must be an object of pictures by question." in capsys.readouterr().err
 
 
 def test_no_output_takes_the_place_of_a_file_that_is_read(
