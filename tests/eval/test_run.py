@@ -448,6 +448,9 @@ def test_shipped_settings_name_their_benchmark(path: Path) -> None:
     made = load_settings(path, ["model=somewhere"])
     assert made.task.name == path.stem
     assert str(made.out) == f"runs/eval/{path.stem}"
+    ours = dict.fromkeys(("daquar", "easy_vqa", "scenes"), 16)
+    long = dict.fromkeys(("mmbench", "mmvet", "scienceqa"), 1024)
+    assert made.max_new_tokens == {**ours, **long}.get(path.stem, 128)  # as LLaVA's scripts have it
 
 
 def test_answers_that_do_not_tell_their_prompts_are_compared(
