@@ -47,9 +47,8 @@ def describe_comparison(made: Mapping[str, Any], runs: Mapping[int, Source]) -> 
     if made["what"] == "eyes":
         end = "" if sure else ", which may be nothing"
         return f"{name_run(second)} owes {gap} to its eyes ({name_run(first)}: {made['first']:.1f} %){end}."
-    verdict = "less" if made["difference"] < 0 else "more"
-    end = f"{verdict} than {name_run(first)}" if sure else f"against {name_run(first)}: no difference shown"
-    return f"{name_run(second)}: {gap} {end}, n = {made['n']:,}."
+    end = "" if sure else ": no difference shown"
+    return f"{name_run(second)}: {gap} against {name_run(first)}{end}, n = {made['n']:,}."
 
 
 def benchmark_section(benchmarks: Sequence[Benchmark]) -> str:

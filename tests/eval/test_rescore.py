@@ -269,9 +269,11 @@ def test_questions_that_are_asked_again_are_compared_by_picture(
     assert "McNemar's test is for independent questions" in told
     written = json.loads((tmp_path / "c.json").read_text())
     assert (written["n"], written["p"], written["grouped"]) == (60, None, True)
-    page = tmp_path / "r.html"
-    assert report([*map(str, made), "-o", str(page)]) == 0
+    page, plain = tmp_path / "r.html", tmp_path / "r.md"
+    assert report([*map(str, made), "-o", str(page), "--markdown", str(plain)]) == 0
     assert "pictures drawn: no McNemar test" in page.read_text()
+    ends = f"\u2212{-low:.1f}, \u2212{-high:.1f}"
+    assert f"6: \u221230.0 points \\[{ends}\\] against 0, n = 60." in plain.read_text()  # no "less" besides
     short = json.loads(made[1].read_text())
     del short["units"]["popular/3"]
     made[1].write_text(json.dumps(short))
