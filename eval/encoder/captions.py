@@ -61,6 +61,9 @@ def load_captioned(
             f"{annotations} is neither one of Karpathy's files (images with sentences and a split, or a list "
             "of image and caption) nor COCO's captions (images and annotations)."
         )
+    strange = [name for name, _ in rows if not isinstance(name, str)]
+    if strange:
+        raise InputError(f"{annotations} has {len(strange)} pictures without a name ({name_some(strange)}).")
     twice = [name for name, count in Counter(name for name, _ in rows).items() if count > 1]
     if twice:
         raise InputError(f"{annotations} has {len(twice)} pictures more than once ({name_some(twice)}).")

@@ -356,6 +356,9 @@ def test_karpathys_files(tmp_path: Path) -> None:
     other.write_text(json.dumps([*listed, {"caption": "no picture"}]))
     with pytest.raises(InputError, match="an entry that is not whole"):
         load_captioned(other, tmp_path)
+    other.write_text(json.dumps([{"image": 7, "caption": "x"}]))
+    with pytest.raises(InputError, match=r"1 pictures without a name \(7\)"):
+        load_captioned(other, tmp_path)
     (tmp_path / "val2014" / "2.png").unlink()
     with pytest.raises(InputError, match=r"1 pictures of .* are not in .*2\.png"):
         load_captioned(path, tmp_path)
