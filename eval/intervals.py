@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -55,7 +55,9 @@ def accuracy_figure(scores: Sequence[float], protocol: str = "", detail: bool = 
     return Figure(value, n, 100 * low, 100 * high, method, protocol=protocol, detail=detail)
 
 
-def grouped_figure(scores: Sequence[float], groups: Sequence[int], protocol: str = "") -> Figure:
+def grouped_figure(
+    scores: Sequence[float], groups: Sequence[Hashable], protocol: str = "", detail: bool = False
+) -> Figure:
     """Mean score in percent of questions that come in groups; the bootstrap draws groups.
 
     Groups of one question each are questions. Where all groups have one mean, the bootstrap would have no
@@ -65,20 +67,21 @@ def grouped_figure(scores: Sequence[float], groups: Sequence[int], protocol: str
         scores: One a question.
         groups: The group of each, such as the picture that a caption is of.
         protocol: Printed beside the figure.
+        detail: As in :class:`Figure`.
     """
     count = len(set(groups))
     if count == len(groups):
-        return accuracy_figure(scores, protocol)
+        return accuracy_figure(scores, protocol, detail)
     value = 100 * float(sum(scores)) / len(scores)
     low, high = bootstrap_groups(scores, groups)
     method = "bootstrap over pictures"
     if is_point(low, high):
         low, high = alike_interval(value / 100, count)
         method = "wilson over pictures"
-    return Figure(value, len(scores), 100 * low, 100 * high, method, protocol=protocol)
+    return Figure(value, len(scores), 100 * low, 100 * high, method, protocol=protocol, detail=detail)
 
 
-def bootstrap_groups(scores: Sequence[float], groups: Sequence[int]) -> tuple[float, float]:
+def bootstrap_groups(scores: Sequence[float], groups: Sequence[Hashable]) -> tuple[float, float]:
     """Percentile interval of the mean of scores that come in groups, which are drawn whole.
 
     Args:
@@ -89,7 +92,8 @@ def bootstrap_groups(scores: Sequence[float], groups: Sequence[int]) -> tuple[fl
     rows = np.fromiter((place[group] for group in groups), dtype=np.int64, count=len(groups))
     sums = np.bincount(rows, weights=np.asarray(scores, dtype=np.float64))
     # Groups of one size and one sum are alike, so that the work does not grow with their number.
-    kinds, counts = np.unique(np.stack([sums, np.bincount(rows)], axis=1), axis=0, return_counts=True)
+    sizes = np.bincount(rows)
+    kinds, counts = np.unique(np.stack([sums.round(9), sizes], axis=1), axis=0, return_counts=True)
     return bootstrap_counts(counts.tolist(), lambda drawn: (drawn @ kinds[:, 0]) / (drawn @ kinds[:, 1]))
 
 

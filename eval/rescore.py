@@ -85,7 +85,10 @@ def score_answers(
             "Answer them, or pass --allow-missing to score the answered ones only."
         )
     judgements = tuple(
-        task.judge(example, matched.answers[example.key], example.key in matched.as_written)
+        dataclasses.replace(
+            task.judge(example, matched.answers[example.key], example.key in matched.as_written),
+            picture=example.image or "",
+        )
         for example in examples
         if example.key in matched.answers and example.answers
     )

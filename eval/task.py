@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.answers import AnswerRecord, InputError, name_some
-from eval.intervals import Figure
+from eval.intervals import Figure, grouped_figure
 
 LLAVA = "llava-1.5"
 LMMS_EVAL = "lmms-eval"
@@ -64,6 +64,8 @@ class Judgement:
         parsed: What the scorer read out of the answer.
         category: The example's category.
         facts: What this benchmark's `aggregate` needs besides.
+        picture: The example's: questions about one picture are not independent. Empty where the scorer was
+            asked about an answer alone.
     """
 
     key: str
@@ -71,6 +73,26 @@ class Judgement:
     parsed: str
     category: str = ""
     facts: Mapping[str, Any] = field(default_factory=dict)
+    picture: str = ""
+
+
+def score_figure(
+    judgements: Sequence[Judgement],
+    protocol: str = "",
+    detail: bool = False,
+    scores: Sequence[float] | None = None,
+) -> Figure:
+    """Mean score in percent, with the interval of :func:`eval.intervals.grouped_figure` over pictures.
+
+    Args:
+        judgements: Of the questions.
+        protocol: The scoring rule, printed beside the figure.
+        detail: True for a breakdown that the printed table leaves to the JSON file.
+        scores: Others than the judgements' own, one each.
+    """
+    scores = [judgement.score for judgement in judgements] if scores is None else scores
+    groups = [(j.picture, "" if j.picture else j.key) for j in judgements]
+    return grouped_figure(scores, groups, protocol, detail)
 
 
 def hash_question(example: Example) -> str:
@@ -167,7 +189,8 @@ class Task(ABC):
 
     def groups(self, judgements: Sequence[Judgement]) -> dict[str, str]:
         """The picture of each unit, where units of one picture go together; empty where they are alone."""
-        return {}
+        pictures = {judgement.key: judgement.picture for judgement in judgements if judgement.picture}
+        return pictures if len(set(pictures.values())) < len(pictures) else {}
 
     def submission(
         self, examples: Sequence[Example], answers: Mapping[str, str], as_written: Collection[str] = ()

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from eval.answers import InputError, read_text
-from eval.intervals import Figure, accuracy_figure
+from eval.intervals import Figure
 from eval.questions import required
-from eval.task import BARE, LLAVA, Example, Judgement, Task, checked
+from eval.task import BARE, LLAVA, Example, Judgement, Task, checked, score_figure
 
 
 def answer_set(text: str) -> frozenset[str]:
@@ -58,8 +58,8 @@ class Daquar(Task):
         return Judgement(example.key, score, ", ".join(sorted(given)), example.category)
 
     def aggregate(self, judgements: Sequence[Judgement]) -> dict[str, Figure]:
-        figures = {"accuracy": accuracy_figure([j.score for j in judgements], self.scorer)}
+        figures = {"accuracy": score_figure(judgements, self.scorer)}
         for name in sorted({j.category for j in judgements}):
-            scores = [j.score for j in judgements if j.category == name]
-            figures[name.replace(" ", "_")] = accuracy_figure(scores, self.scorer)
+            group = [j for j in judgements if j.category == name]
+            figures[name.replace(" ", "_")] = score_figure(group, self.scorer)
         return figures

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from eval.answers import InputError, read_json_or_lines
-from eval.intervals import Figure, accuracy_figure
+from eval.intervals import Figure
 from eval.questions import required
-from eval.task import BARE, LLAVA, Example, Judgement, Task, checked
+from eval.task import BARE, LLAVA, Example, Judgement, Task, checked, score_figure
 
 _SHAPES = ("circle", "rectangle", "triangle")
 
@@ -49,8 +49,8 @@ class EasyVqa(Task):
         return Judgement(example.key, float(given == example.answers[0]), given, example.category)
 
     def aggregate(self, judgements: Sequence[Judgement]) -> dict[str, Figure]:
-        figures = {"accuracy": accuracy_figure([j.score for j in judgements], self.scorer)}
+        figures = {"accuracy": score_figure(judgements, self.scorer)}
         for name in sorted({j.category for j in judgements}):
-            scores = [j.score for j in judgements if j.category == name]
-            figures[name] = accuracy_figure(scores, self.scorer)
+            group = [j for j in judgements if j.category == name]
+            figures[name] = score_figure(group, self.scorer)
         return figures

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from eval.answers import InputError, name_some, read_json_or_lines
-from eval.intervals import Figure, accuracy_figure
+from eval.intervals import Figure
 from eval.questions import Question, is_llava_file, llava_questions, need, required
 from eval.shapes import fields, identifier, maybe, text
-from eval.task import Example, Judgement, Task, checked
+from eval.task import Example, Judgement, Task, checked, score_figure
 
 _MAY = {"question_id": identifier, "id": identifier, "imageId": identifier}
 _TYPES = maybe(fields(dict.fromkeys(("structural", "semantic"), maybe(text))))
@@ -69,14 +69,14 @@ class Gqa(Task):
         return Judgement(example.key, score, prediction, example.category, facts)
 
     def aggregate(self, judgements: Sequence[Judgement]) -> dict[str, Figure]:
-        figures = {"accuracy": accuracy_figure([j.score for j in judgements], self.scorer)}
+        figures = {"accuracy": score_figure(judgements, self.scorer)}
         for name in sorted({j.category for j in judgements} - {""}):
-            scores = [j.score for j in judgements if j.category == name]
-            figures[name] = accuracy_figure(scores, self.scorer)
+            group = [j for j in judgements if j.category == name]
+            figures[name] = score_figure(group, self.scorer)
         for kind in ("structural", "semantic"):
             for name in sorted({j.facts[kind] for j in judgements} - {""}):
-                scores = [j.score for j in judgements if j.facts[kind] == name]
-                figures[f"{kind}/{name}"] = accuracy_figure(scores, self.scorer, detail=True)
+                group = [j for j in judgements if j.facts[kind] == name]
+                figures[f"{kind}/{name}"] = score_figure(group, self.scorer, detail=True)
         return figures
 
     def submission(

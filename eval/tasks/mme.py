@@ -23,7 +23,7 @@ from eval.intervals import (
 from eval.metrics.yes_no import read_mme
 from eval.questions import LLAVA_ROW, bare_question, is_llava_file, need, required
 from eval.shapes import identifier, text
-from eval.task import SHORT_ANSWER, Example, Judgement, Task, checked
+from eval.task import SHORT_ANSWER, Example, Judgement, Task, checked, score_figure
 
 PERCEPTION = (
     "existence", "count", "position", "color", "posters", "celebrity", "scene", "landmark", "artwork", "OCR",
@@ -85,7 +85,7 @@ class Mme(Task):
             for judgement in group:
                 pairs.setdefault(judgement.facts["pair"], []).append(judgement.score)
             whole = [sum(scores) for scores in pairs.values() if len(scores) == 2]
-            accuracy = accuracy_figure([j.score for j in group], self.scorer, detail=True)
+            accuracy = score_figure(group, self.scorer, detail=True)
             figures[f"{category}/accuracy"] = accuracy
             if not whole:
                 continue
@@ -106,9 +106,6 @@ class Mme(Task):
                     protocol += f", {len(there)} of {len(members)} subtasks"
                 figures[name] = Figure(value, n, low, high, "subtasks' intervals", "points", protocol)
         return figures
-
-    def groups(self, judgements: Sequence[Judgement]) -> dict[str, str]:
-        return {judgement.key: judgement.facts["pair"] for judgement in judgements}
 
     def record_keys(self, record: AnswerRecord) -> tuple[str, ...]:
         category, _, picture = str(record.question_id).partition("/")

@@ -74,10 +74,6 @@ class Pope(Task):
             figures.update({f"{rule}/mean/{name}": figure for name, figure in part.items()})
         return figures
 
-    def groups(self, judgements: Sequence[Judgement]) -> dict[str, str]:
-        """The categories ask every question whose answer is yes again."""
-        return {judgement.key: judgement.facts["image"] for judgement in judgements}
-
     def record_keys(self, record: AnswerRecord) -> tuple[str, ...]:
         if record.question_id is None:
             return (f"#{record.position}\n{record.prompt or ''}",)

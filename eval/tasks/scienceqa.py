@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from eval.answers import InputError, name_some, read_json_or_lines
-from eval.intervals import Figure, accuracy_figure
+from eval.intervals import Figure
 from eval.metrics.choices import LETTERS, read_scienceqa
 from eval.questions import need, required
 from eval.shapes import count, each, fields, identifier, maybe, text
-from eval.task import OPTION_LETTER, Example, Judgement, Task, checked
+from eval.task import OPTION_LETTER, Example, Judgement, Task, checked, score_figure
 
 _SPLIT = "test"
 _PROBLEM = {"question": text, "choices": each(text, 1), "answer": count}
@@ -78,13 +78,13 @@ class ScienceQa(Task):
         return super().units(with_picture or judgements)
 
     def aggregate(self, judgements: Sequence[Judgement]) -> dict[str, Figure]:
-        figures = {"accuracy": accuracy_figure([j.score for j in judgements], self.scorer)}
-        with_picture = [j.score for j in judgements if j.facts["img"]]
+        figures = {"accuracy": score_figure(judgements, self.scorer)}
+        with_picture = [j for j in judgements if j.facts["img"]]
         if with_picture:
-            figures["img_accuracy"] = accuracy_figure(with_picture, self.scorer)
+            figures["img_accuracy"] = score_figure(with_picture, self.scorer)
         for name in sorted({j.category for j in judgements} - {""}):
-            scores = [j.score for j in judgements if j.category == name]
-            figures[f"subject/{name}"] = accuracy_figure(scores, self.scorer, detail=True)
+            group = [j for j in judgements if j.category == name]
+            figures[f"subject/{name}"] = score_figure(group, self.scorer, detail=True)
         return figures
 
     def llava_prompt(self, example: Example) -> str:

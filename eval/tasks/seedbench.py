@@ -9,11 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from eval.answers import InputError, name_some, read_json_or_lines
-from eval.intervals import Figure, accuracy_figure
+from eval.intervals import Figure
 from eval.metrics.choices import read_first_letter
 from eval.questions import is_llava_file, llava_questions, need, required, rows_of
 from eval.shapes import by_name, count, identifier, maybe, scalar, text
-from eval.task import OPTION_LETTER, Example, Judgement, Task, checked
+from eval.task import OPTION_LETTER, Example, Judgement, Task, checked, score_figure
 
 _LETTERS = "ABCD"
 _ROW = {"question_id": identifier, "question": text, "answer": text, "data_type": text}
@@ -86,13 +86,15 @@ class SeedBench(Task):
             if group:
                 left_out = group[0].facts["left_out"]
                 short = f", {left_out} annotated ones not in the question file" if left_out else ""
-                figures[kind] = accuracy_figure([j.score for j in group], self.scorer + short)
-                figures[f"{kind}_first_letter"] = accuracy_figure([j.facts["first"] for j in group], _FIRST)
+                figures[kind] = score_figure(group, self.scorer + short)
+                figures[f"{kind}_first_letter"] = score_figure(
+                    group, _FIRST, scores=[j.facts["first"] for j in group]
+                )
         if "image" in figures and "video" in figures:
-            figures["all"] = accuracy_figure([j.score for j in judgements], self.scorer)
+            figures["all"] = score_figure(judgements, self.scorer)
         for name in sorted({j.category for j in judgements}):
-            scores = [j.score for j in judgements if j.category == name]
-            figures[f"type/{name}"] = accuracy_figure(scores, self.scorer)
+            group = [j for j in judgements if j.category == name]
+            figures[f"type/{name}"] = score_figure(group, self.scorer)
         return figures
 
     def units(self, judgements: Sequence[Judgement]) -> dict[str, float]:

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from eval.answers import AnswerRecord, InputError, name_some, read_json_or_lines
-from eval.intervals import Figure, accuracy_figure
+from eval.intervals import Figure
 from eval.metrics.vqa import as_submitted, textvqa_accuracy
 from eval.questions import is_llava_file, need, required
 from eval.shapes import each, identifier, maybe, text
-from eval.task import SHORT_ANSWER, Example, Judgement, Task, checked
+from eval.task import SHORT_ANSWER, Example, Judgement, Task, checked, score_figure
 
 _ROW = {"question_id": identifier, "image_id": identifier, "question": text}
 _MAY = {"answers": maybe(each(text)), "ocr_tokens": maybe(each(text))}
@@ -65,7 +65,7 @@ class TextVqa(Task):
         return Judgement(example.key, score, compared)
 
     def aggregate(self, judgements: Sequence[Judgement]) -> dict[str, Figure]:
-        return {"accuracy": accuracy_figure([j.score for j in judgements], self.scorer)}
+        return {"accuracy": score_figure(judgements, self.scorer)}
 
     def record_keys(self, record: AnswerRecord) -> tuple[str, ...]:
         question = question_in_prompt(record.prompt) if record.prompt else None

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from eval.answers import InputError, name_some, read_json_or_lines
-from eval.intervals import Figure, accuracy_figure
+from eval.intervals import Figure
 from eval.metrics.vqa import as_submitted, leave_one_out, normalise_evalai, vizwiz_accuracy
 from eval.questions import bare_question, is_llava_file, need, required
 from eval.shapes import each, fields, identifier, maybe, scalar, text
-from eval.task import SHORT_ANSWER, Example, Judgement, Task, checked
+from eval.task import SHORT_ANSWER, Example, Judgement, Task, checked, score_figure
 
 _MAY = {"answers": maybe(each(fields(answer=scalar))), "answer_type": text}
 _ASKED = {"question_id": identifier, "image": text, "text": text}
@@ -75,12 +75,14 @@ class VizWiz(Task):
 
     def aggregate(self, judgements: Sequence[Judgement]) -> dict[str, Figure]:
         figures = {
-            "accuracy": accuracy_figure([j.score for j in judgements], self.scorer),
-            "accuracy_both_sides": accuracy_figure([j.facts["both"] for j in judgements], _BOTH),
+            "accuracy": score_figure(judgements, self.scorer),
+            "accuracy_both_sides": score_figure(
+                judgements, _BOTH, scores=[j.facts["both"] for j in judgements]
+            ),
         }
         for name in sorted({j.category for j in judgements} - {""}):
-            scores = [j.score for j in judgements if j.category == name]
-            figures[f"answer_type/{name}"] = accuracy_figure(scores, self.scorer)
+            group = [j for j in judgements if j.category == name]
+            figures[f"answer_type/{name}"] = score_figure(group, self.scorer)
         return figures
 
     def llava_prompt(self, example: Example) -> str:

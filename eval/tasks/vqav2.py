@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from eval.answers import InputError, name_some, read_json_or_lines
-from eval.intervals import Figure, accuracy_figure
+from eval.intervals import Figure
 from eval.metrics.vqa import as_submitted, normalise_evalai, vqa_accuracy
 from eval.questions import Question, coco_picture, load_vqa_questions, need, required, rows_of
 from eval.shapes import each, fields, identifier, maybe, scalar, text
-from eval.task import Example, Judgement, Task, checked
+from eval.task import Example, Judgement, Task, checked, score_figure
 
 _PEOPLE = each(fields({"answer_id": maybe(identifier)}, answer=scalar))
 _MAY = {"answer_type": text, "question_type": text, "image_id": maybe(identifier)}
@@ -73,15 +73,15 @@ class VqaV2(Task):
         return Judgement(example.key, score, compared, example.category, facts)
 
     def aggregate(self, judgements: Sequence[Judgement]) -> dict[str, Figure]:
-        figures = {"accuracy": accuracy_figure([j.score for j in judgements], self.scorer)}
+        figures = {"accuracy": score_figure(judgements, self.scorer)}
         for name in sorted({j.category for j in judgements} - {""}):
-            scores = [j.score for j in judgements if j.category == name]
-            figures[f"answer_type/{name}"] = accuracy_figure(scores, self.scorer)
-        by_question: dict[str, list[float]] = {}
+            group = [j for j in judgements if j.category == name]
+            figures[f"answer_type/{name}"] = score_figure(group, self.scorer)
+        by_question: dict[str, list[Judgement]] = {}
         for judgement in judgements:
-            by_question.setdefault(judgement.facts["question_type"], []).append(judgement.score)
+            by_question.setdefault(judgement.facts["question_type"], []).append(judgement)
         for name in sorted(by_question.keys() - {""}):
-            figures[f"question_type/{name}"] = accuracy_figure(by_question[name], self.scorer, detail=True)
+            figures[f"question_type/{name}"] = score_figure(by_question[name], self.scorer, detail=True)
         return figures
 
     def submission(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -283,6 +284,47 @@ def test_questions_that_are_asked_again_are_compared_by_picture(
         made[1].write_text(json.dumps({**short, "unit_groups": groups}))
         assert compare([*map(str, made)]) == 2
         assert "6.json: unit_groups must be an object of pictures by question." in capsys.readouterr().err
+
+
+def _easy_vqa(folder: Path, pictures: int, each: int, right: Callable[[int, int], bool]) -> list[str]:
+    """Words of `eval.rescore` for so many questions a picture."""
+    folder.mkdir()
+    rows = [[f"is it {n}?", "yes", picture] for picture in range(pictures) for n in range(each)]
+    (folder / "questions.json").write_text(json.dumps(rows))
+    said = [
+        {"question_id": number, "text": "yes" if right(*divmod(number, each)) else "no"}
+        for number in range(len(rows))
+    ]
+    stored = put(folder / "answers.jsonl", said)
+    return ["--task", "easy_vqa", "--questions", str(folder / "questions.json"), "--answers", str(stored)]
+
+
+def test_questions_about_one_picture_are_not_taken_for_independent(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    together, alone = tmp_path / "together.json", tmp_path / "alone.json"
+    assert (
+        rescore([*_easy_vqa(tmp_path / "a", 40, 5, lambda picture, _: picture < 20), "--json", str(together)])
+        == 0
+    )
+    assert (
+        rescore([*_easy_vqa(tmp_path / "b", 40, 1, lambda picture, _: picture < 20), "--json", str(alone)])
+        == 0
+    )
+    capsys.readouterr()
+    of_five, of_one = (json.loads(path.read_text()) for path in (together, alone))
+    for name in ("accuracy", "yes_no"):
+        wide, single = of_five["figures"][name], of_one["figures"][name]
+        assert (wide["method"], wide["n"]) == ("bootstrap over pictures", 200)
+        assert (single["method"], single["n"]) == ("wilson", 40)
+        # Five answers that always agree say no more than one.
+        assert wide["high"] - wide["low"] == pytest.approx(single["high"] - single["low"], rel=0.1)
+    assert len(set(of_five["unit_groups"].values())) == 40
+    assert of_one["unit_groups"] == {}
+    assert compare([str(together), str(together)]) == 0
+    assert "(paired bootstrap over pictures)" in capsys.readouterr().out
+    assert compare([str(alone), str(alone)]) == 0
+    assert "McNemar exact p" in capsys.readouterr().out
 
 
 def test_no_output_takes_the_place_of_a_file_that_is_read(
