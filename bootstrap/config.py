@@ -33,6 +33,10 @@ class TeacherSettings:
     weights: str | None = None
     precision: Precision = "fp32"
 
+    def __post_init__(self) -> None:
+        if not self.name:
+            raise ValueError("name is empty: name a teacher (docs/bootstrap.md lists the forms)")
+
 
 @dataclass(frozen=True)
 class StudentSettings:

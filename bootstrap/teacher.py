@@ -227,7 +227,8 @@ def spec_to_config(spec: TeacherSpec, drop: int | None = None, **overrides: Any)
         "focusing_heads": max(1, derived // 64),
         "focusing_mlp_width": 4 * derived,
     }
-    return SparseFormerConfig.from_dict({**values, **overrides}, source=f"teacher {spec.name}")
+    source = f"student.architecture, on top of teacher {spec.name}" if overrides else f"teacher {spec.name}"
+    return SparseFormerConfig.from_dict({**values, **overrides}, source=source)
 
 
 def hash_teacher(weights: Mapping[str, Tensor]) -> str:
