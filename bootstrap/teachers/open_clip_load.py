@@ -13,7 +13,7 @@ import open_clip
 from open_clip.factory import get_model_config
 from torch import Tensor
 
-from .files import find_weights, read_json
+from .files import describe_misfit, find_weights, read_json
 from .open_clip_vit import build_open_clip_trunk
 from .spec import TeacherError
 from .trunk import Trunk
@@ -137,4 +137,5 @@ def _create(name: str, make: Callable[[], Any]) -> Any:
         hint = ""
         if "TorchScript" in str(error) or "torch.jit" in str(error):
             hint = " (a TorchScript archive, as OpenAI's own .pt files are: write open_clip:MODEL/openai)"
-        raise TeacherError(f"teacher {name!r}: open_clip cannot load it: {error}{hint}") from error
+        said = describe_misfit(error)
+        raise TeacherError(f"teacher {name!r}: open_clip cannot load it: {said}{hint}") from error

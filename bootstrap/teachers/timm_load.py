@@ -11,7 +11,7 @@ import timm
 from timm.models import load_state_dict
 from torch import Tensor, nn
 
-from .files import find_weights
+from .files import describe_misfit, find_weights
 from .spec import TeacherError
 from .timm_vit import TimmTrunk
 
@@ -102,4 +102,6 @@ def _fill(model: nn.Module, state_dict: dict[str, Tensor], file: Path, name: str
     try:
         model.load_state_dict(state_dict, strict=True)
     except RuntimeError as error:
-        raise TeacherError(f"teacher {name!r}: {file} holds the weights of another model: {error}") from None
+        raise TeacherError(
+            f"teacher {name!r}: {file} holds the weights of another model: {describe_misfit(error)}"
+        ) from None

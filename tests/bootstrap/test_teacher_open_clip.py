@@ -226,6 +226,10 @@ def test_folders_that_are_not_whole_are_refused(tmp_path: Path) -> None:
     (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": config}))
     with pytest.raises(TeacherError, match="has no weights"):
         load_teacher(str(tmp_path))
+    save_file({"conv.weight": torch.zeros(2, 2)}, tmp_path / "open_clip_model.safetensors")
+    with pytest.raises(TeacherError, match=r"open_clip cannot load it: .* Missing key") as refused:
+        load_teacher(str(tmp_path))
+    assert len(str(refused.value)) < 1000  # torch names every tensor
     hub = {**config, "text_cfg": {**TEXT, "hf_model_name": "owner/text"}}
     (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": hub}))
     with pytest.raises(TeacherError, match="text side is built from the hub's 'owner/text'"):

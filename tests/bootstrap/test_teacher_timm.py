@@ -265,6 +265,10 @@ def test_foreign_and_broken_files_are_refused(tmp_path: Path) -> None:
     save_file({"conv.weight": torch.zeros(2, 2)}, file)
     with pytest.raises(TeacherError, match="holds the weights of another model"):
         load_teacher("timm:test_vit", file)
+    save_file(timm.create_model("test_vit", pretrained=False, embed_dim=32).state_dict(), file)
+    with pytest.raises(TeacherError, match=r"size mismatch for .* more lines") as refused:
+        load_teacher("timm:test_vit", file)
+    assert "\n" not in str(refused.value)  # torch has a line for every tensor
     file.write_bytes(b"not a checkpoint")
     with pytest.raises(TeacherError, match="cannot be read as a checkpoint"):
         load_teacher("timm:test_vit", file)
