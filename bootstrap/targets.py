@@ -25,6 +25,11 @@ _CHECKED_ROWS = 4
 _TOLERANCE = 0.02
 # A spread of this share of the values is that of the arithmetic.
 _ROUNDING = 1e-5
+# What a store depends on and knows by a hash.
+_HASHED = {
+    "source": "other pictures (by name and size) than data.source has now",
+    "teacher_sha256": "a teacher with other weights than teacher.name has now",
+}
 
 
 class TargetSource(Protocol):
@@ -170,10 +175,11 @@ class StoredTargets:
                 ) from None
             for key, value in made_for.items():
                 if found.get(key) != value:
+                    # Hashes say nothing to people.
+                    other = f"{key}={found.get(key)!r}, this run has {value!r}"
                     raise ValueError(
-                        f"the targets in {self.folder} were made for {key}={found.get(key)!r}, this run has "
-                        f"{value!r}: name another folder with targets.store=…, or keep none with "
-                        "targets.store=null"
+                        f"the targets in {self.folder} were made for {_HASHED.get(key, other)}: name another "
+                        "folder with targets.store=…, or keep none with targets.store=null"
                     )
         else:
             write_atomic(path, json.dumps(made_for, indent=2))

@@ -102,6 +102,12 @@ class PictureStream:
         """
         ours = self._order()
         for key, theirs in state["order"].items():
+            if key == "source" and ours[key] != theirs:  # hashes say nothing to people
+                raise ValueError(
+                    f"cannot resume the picture stream exactly: {self.source.title} no longer holds the "
+                    "pictures (by name and size) that it held when the checkpoint was written; restore them "
+                    "or start a new run"
+                )
             if ours.get(key) != theirs:
                 raise ValueError(
                     f"cannot resume the picture stream exactly: {key} was {theirs!r} when the checkpoint was "

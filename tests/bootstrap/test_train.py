@@ -160,6 +160,12 @@ def test_stored_targets_are_the_live_ones(
     coarse = {"name": str(tiny_teacher), "precision": "bf16"}
     with pytest.raises(ValueError, match="were made for precision='fp32', this run has 'bf16'"):
         bootstrap(read_config(write_run("coarse", data=data, targets=stored, teacher=coarse)))
+    made_for = (tmp_path / "store" / "store.json").read_text()
+    for key, words in (("source", "other pictures"), ("teacher_sha256", "a teacher with other weights")):
+        (tmp_path / "store" / "store.json").write_text(json.dumps({**json.loads(made_for), key: "other"}))
+        with pytest.raises(ValueError, match=f"were made for {words}"):
+            bootstrap(read_config(write_run(f"other_{key}", data=data, targets=stored)))
+    (tmp_path / "store" / "store.json").write_text(made_for)
     for name in ("pooled", "mid"):
         whole = (tmp_path / "store" / f"{name}.f16").read_bytes()
         (tmp_path / "store" / f"{name}.f16").write_bytes(b"\x11" * len(whole))
@@ -320,13 +326,13 @@ def test_nan_loss_stops_before_anything_is_spoiled(write_run: Write, tmp_path: P
     ("changes", "message"),
     [
         ({"teacher": {"name": "timm:no_such_model"}}, "no_such_model"),
+        ({"teacher": {"name": ""}}, "teacher: name is empty"),
         ({"data": {"source": "/nowhere/at/all"}}, "does not exist"),
         ({"steps": 0}, "steps must be at least 1"),
         ({"stepz": 3}, "stepz"),
         ({"out": ""}, "out is empty: name a run directory"),
         ({"seed": 1 << 70}, r"seed must be 0 or more and less than 2\*\*63"),
         ({"data": {"source": "x", "ratio": [1.0, float("inf")]}}, "ratio must be two positive, finite"),
-        ({"teacher": {"name": ""}}, "teacher: name is empty"),
         ({"targets": {"store": "x"}}, "set data.views to 1 or more"),
         ({"engine": "deepspeed"}, "set both or neither"),
         ({"engine": "ddp"}, "needs a launcher"),
