@@ -26,7 +26,7 @@ import yaml
 from tqdm import tqdm
 
 from eval.answers import InputError
-from eval.compare import compare_scores
+from eval.compare import GROUPS, compare_records
 from eval.config import BenchmarkSettings, RunSettings
 from eval.rescore import Rescored
 from eval.run import run
@@ -286,8 +286,8 @@ def summarise(
             "by_kind": by_kind,
             "seconds_to_first_token": seconds.get(label),
         }
-    units = [outcomes[name].task.units(outcomes[name].judgements) for name in NAMES]
-    made = compare_scores(*units)
+    asked = [(outcomes[name].task, outcomes[name].judgements) for name in NAMES]
+    made = compare_records(*({"units": task.units(told), GROUPS: task.groups(told)} for task, told in asked))
     figures["difference"] = [made.difference, made.low, made.high]
     return figures
 
@@ -319,7 +319,7 @@ def describe(figures: Mapping[str, Any]) -> str:
             *lines,
             "",
             "Questions about held-out scenes, VQA v2 scoring. SparseFormer minus ViT: "
-            f"{value:+.1f} points, 95 % {low:+.1f} ... {high:+.1f} (paired bootstrap).",
+            f"{value:+.1f} points, 95 % {low:+.1f} ... {high:+.1f} (paired bootstrap over pictures).",
             f"{figures['minutes']:.1f} minutes.",
         ]
     )
