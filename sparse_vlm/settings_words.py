@@ -16,6 +16,7 @@ _NAMES = {
     type(None): "null",
     Path: "a path",
 }
+_LONGEST = 200  # characters of a value that are shown
 
 
 def describe_type(hint: Any) -> str:
@@ -41,6 +42,10 @@ def members_of(hint: Any) -> tuple[Any, ...]:
 
 
 def describe_value(value: Any) -> str:
-    """A value and what kind of thing it is, in words."""
+    """A value, the beginning of a long one, and what kind of thing it is, in words."""
     kind = {bool: "boolean", int: "integer", float: "number", str: "text", dict: "mapping", list: "list"}
-    return "null" if value is None else f"{value!r} ({kind.get(type(value), type(value).__name__)})"
+    if value is None:
+        return "null"
+    text = repr(value)
+    shown = text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
+    return f"{shown} ({kind.get(type(value), type(value).__name__)})"

@@ -129,6 +129,7 @@ def test_yaml_is_read_as_it_comes() -> None:
         ({"sizes": [1, "b"]}, "'sizes[1]' must be an integer, got 'b' (text)"),
         ({"weights": {"a": "b"}}, "'weights.a' must be a number, got 'b' (text)"),
         ({"weights": [1]}, "'weights' must be a mapping, got [1] (list)"),
+        ({"weights": [1] * 9999}, f"'weights' must be a mapping, got {str([1] * 9999)[:200]}... (list)"),
         ({"optim": {"learning_rate": True}}, "'optim.learning_rate' must be a number, got True (boolean)"),
         ({"optim": {"learning_rate": "fast"}}, "'optim.learning_rate' must be a number, got 'fast' (text)"),
         ({"optim": {"betas": [1]}}, "'optim.betas' must be a list of 2 values, got 1: [1]"),
