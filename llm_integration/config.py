@@ -47,6 +47,8 @@ class DataSettings:
             raise ValueError("pictures is the folder of records; there are none")
         if self.max_length < 2 or self.max_bad_records < 0 or self.workers < 0:
             raise ValueError("max_length must be at least 2, max_bad_records and workers at least 0")
+        if self.limit is not None and self.limit < 1:
+            raise ValueError("limit must be at least 1, or null for all records")
 
 
 @dataclass(frozen=True)

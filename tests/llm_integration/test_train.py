@@ -635,6 +635,7 @@ def test_training_lowers_the_loss(build: Any, tmp_path: Path) -> None:
         (("optim.projector_learning_rate=0",), "projector_learning_rate must be greater than 0"),
         (("data.max_lenght=3",), "did you mean 'data.max_length'"),
         (("batch=0",), "at least 1"),
+        (("data.limit=0",), "limit must be at least 1"),
     ],
 )
 def test_settings_that_make_no_sense(build: Any, overrides: tuple[str, ...], message: str) -> None:
