@@ -42,7 +42,7 @@ from .data import (
 )
 from .data.dataset import TooManyBadRecordsError
 from .freeze import PROJECTOR, TOWER, cast_frozen, prepare_parameters, trained_names
-from .load import load_llava_config
+from .load import load_llava_config, read_json
 from .processes import leave_process_group
 from .processor import count_image_tokens, measure_pictures
 from .result import (
@@ -71,6 +71,8 @@ _WITHOUT_EFFECT = (
     *("out", "resume", "log_every", "keep_checkpoints", "checkpoint_every"),
     *("data.workers", "data.max_bad_records"),
 )
+# DeepSpeed's own name of it, and the one of before, which it still takes.
+_GATHER = ("stage3_gather_16bit_weights_on_model_save", "stage3_gather_fp16_weights_on_model_save")
 _FREE_TO_CHANGE = (*_WITHOUT_EFFECT, "max_steps", "epochs")
 
 
@@ -300,6 +302,14 @@ def use_deepspeed(settings: TrainSettings) -> bool:
         return False
     if not settings.deepspeed.is_file():
         raise SettingsError([f"deepspeed: there is no file {settings.deepspeed}"])
+    zero = read_json(settings.deepspeed).get("zero_optimization", {})
+    if zero.get("stage") == 3 and not any(zero.get(name) for name in _GATHER):
+        raise SettingsError(
+            [
+                f'deepspeed: stage 3 in {settings.deepspeed} needs "{_GATHER[0]}": true beside it, without '
+                "which the result could not be put together in the end"
+            ]
+        )
     import deepspeed
 
     if deepspeed.get_accelerator().device_name() == "cpu":

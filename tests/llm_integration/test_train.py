@@ -215,6 +215,19 @@ def test_a_result_without_its_weights_is_no_model(build: Any, tmp_path: Path) ->
         load_model(final)
 
 
+def test_zero_3_that_could_not_write_its_result_does_not_begin(
+    build: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    for zero in ({"stage": 3}, {"stage": 3, "stage3_gather_16bit_weights_on_model_save": False}):
+        (tmp_path / "zero.json").write_text(json.dumps({"zero_optimization": zero}))
+        with pytest.raises(SettingsError, match='needs "stage3_gather_16bit_weights_on_model_save": true'):
+            train(build(f"deepspeed={tmp_path / 'zero.json'}"))
+    (tmp_path / "zero.json").write_text("{")
+    with pytest.raises(ValueError, match=r"zero\.json is not valid JSON"):
+        train(build(f"deepspeed={tmp_path / 'zero.json'}"))
+
+
 def test_chatml_in_pieces_is_refused(build: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("llm_integration.train.CHATML_TOKENS", ("<|begin|>", "<|end|>"))
     with pytest.raises(ValueError, match=r"needs <\|begin\|> and <\|end\|> as single tokens"):
