@@ -38,7 +38,8 @@ from sparse_vlm.fingerprint import hash_tensors
 from .clip_vision import count_patches, load_clip_vision
 from .decoding import drop_idle, keep_silent
 from .hf import build_vision_model
-from .processor import build_processor
+from .load import check_known
+from .processor import build_processor, ensure_padding
 from .templates import CHATML_TOKENS, IMAGE_MARK, TEMPLATES, add_end, build_template, find_stop
 
 ASSEMBLY_FILE = "assembly.json"
@@ -77,6 +78,8 @@ def load_llm(name: str, dtype: torch.dtype | None) -> tuple[PreTrainedModel, Any
         ValueError: if it is another kind of model.
     """
     source, local = resolve_llm(name)
+    if local:
+        check_known(Path(source))
     config = AutoConfig.from_pretrained(source, local_files_only=local)
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise ValueError(
@@ -170,8 +173,7 @@ def join_parts(
         before = llm(input_ids=probe).logits[..., : len(tokenizer)]
     added = [IMAGE_MARK, *(CHATML_TOKENS if template == "chatml" else ())]
     image_token = add_tokens(llm, tokenizer, added)
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
+    ensure_padding(tokenizer)
 
     text_config = llm.config.get_text_config()
     config = LlavaConfig(

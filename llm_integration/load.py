@@ -9,7 +9,13 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from transformers import AutoConfig, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
+from transformers import (
+    CONFIG_MAPPING,
+    AutoConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+)
 
 from . import hf as hf  # registers the tower
 from .processor import count_image_tokens, load_processor
@@ -25,6 +31,7 @@ def load_llava_config(directory: str | PathLike[str]) -> LlavaConfig:
         raise ValueError(
             f"there is no model directory at {directory} (no config.json){suggest_final(directory)}"
         )
+    check_known(Path(directory))
     config = AutoConfig.from_pretrained(str(directory), local_files_only=True)
     if not isinstance(config, LlavaConfig):
         raise ValueError(
@@ -34,8 +41,27 @@ def load_llava_config(directory: str | PathLike[str]) -> LlavaConfig:
     return config
 
 
+def check_known(directory: Path) -> None:
+    """See that transformers knows the kind of model in a directory.
+
+    Raises:
+        ValueError: if it does not, or the model is upstream LLaVA's.
+    """
+    values = read_json(directory / "config.json")
+    kind = values.get("model_type")
+    if "mm_vision_tower" in values:
+        raise ValueError(
+            f"{directory} holds a {kind!r} model in the format of the llava package, which only that reads "
+            "(docs/llava.md); take one in transformers' format, as llava-hf on the Hugging Face hub has them"
+        )
+    if kind not in CONFIG_MAPPING:
+        raise ValueError(f"{directory} holds a {kind!r} model, which this transformers does not know")
+
+
 def suggest_final(directory: str | PathLike[str]) -> str:
     """The end of a message about a folder without a model: where a run that was meant has its result."""
+    if (Path(directory) / "trainer_state.json").is_file():
+        return ": it is a checkpoint, from which only its run goes on, by the command that began it"
     final = Path(directory) / "final"
     return f"; did you mean {final}?" if final.is_dir() else ""
 

@@ -67,7 +67,14 @@ def load_processor(directory: str | PathLike[str]) -> LlavaProcessor:
     processor = AutoProcessor.from_pretrained(str(directory), backend="pil", local_files_only=True)
     if not isinstance(processor, LlavaProcessor):
         raise ValueError(f"{directory} holds a {type(processor).__name__}, expected a LlavaProcessor")
+    ensure_padding(processor.tokenizer)
     return processor
+
+
+def ensure_padding(tokenizer: Any) -> None:
+    """Give a tokenizer that names no token to pad with one that it has."""
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
 
 
 def count_image_tokens(processor: LlavaProcessor) -> int:

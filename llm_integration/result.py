@@ -50,9 +50,21 @@ def read_facts(directory: str | PathLike[str]) -> dict[str, Any] | None:
 
 
 def base_of(directory: str | PathLike[str]) -> Path:
-    """The plain LLaVA directory below a result; a plain directory is its own."""
+    """The plain LLaVA directory below a result; a plain directory is its own.
+
+    Raises:
+        ValueError: if it is not there any more.
+    """
     folder = Path(directory)
-    return Path(read_json(folder / RUN_FILE)["base"]) if is_result(folder) else folder
+    if not is_result(folder):
+        return folder
+    base = Path(read_json(folder / RUN_FILE)["base"])
+    if not base.is_dir():
+        raise ValueError(
+            f"{folder} was trained on top of {base}, which is not there any more: put it back, or write "
+            f'where it is now as "base" into {folder / RUN_FILE}'
+        )
+    return base
 
 
 def save_result(
@@ -163,9 +175,7 @@ def load_model(
     if not is_result(folder):
         return load_llava(folder, dtype)
     manifest = read_json(folder / RUN_FILE)
-    base = Path(manifest["base"])
-    if not base.is_dir():
-        raise ValueError(f"{folder} was trained on top of {base}, which is not there any more")
+    base = base_of(folder)
     if hash_tensors(load_tower(base)) != manifest["tower_sha256"]:
         raise ValueError(
             f"the tower in {base} is not the one that {folder} was trained with: their hashes differ"

@@ -24,11 +24,11 @@ from sparse_vlm import load_encoder
 from sparse_vlm.checkpoint import load_provenance
 from sparse_vlm.fingerprint import hash_tower
 
-from .assemble import build_projector, check_place, save_llava
+from .assemble import RUN_FILE, build_projector, check_place, save_llava
 from .clip_vision import is_open_clip, load_clip_vision
 from .hf import build_vision_model
 from .load import check_processor, load_llava_config
-from .processor import build_processor
+from .processor import build_processor, ensure_padding
 from .templates import IMAGE_MARK, build_template
 
 # Where the files of a ViT, a CLIP and a LLaVA keep what transformers calls by the bare name in a tower.
@@ -144,6 +144,11 @@ def swap(
         ValueError: if something does not fit.
     """
     check_place(out, llava)
+    if (llava / RUN_FILE).is_file():
+        raise ValueError(
+            f"{llava} is the result of a run; make a plain model of it first: "
+            f"python -m llm_integration.export --run {llava} --out DIR"
+        )
     load_llava_config(llava)
     loaded: Any = LlavaForConditionalGeneration.from_pretrained(
         str(llava), dtype="auto", local_files_only=True, output_loading_info=True
@@ -161,8 +166,7 @@ def swap(
             f"{llava} marks pictures with {stock.image_token!r}; templates and data of this package have "
             f"{IMAGE_MARK} for it"
         )
-    if stock.tokenizer.pad_token_id is None:
-        stock.tokenizer.pad_token = stock.tokenizer.unk_token or stock.tokenizer.eos_token
+    ensure_padding(stock.tokenizer)
     encoder = load_encoder(encoder_directory)
     provenance = load_provenance(encoder_directory)
     old_tower: Any = model.model.vision_tower

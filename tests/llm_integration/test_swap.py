@@ -23,7 +23,7 @@ from transformers import (
 )
 
 import sparse_vlm
-from llm_integration.assemble import OWNED
+from llm_integration.assemble import OWNED, assemble
 from llm_integration.clip_vision import load_clip_vision
 from llm_integration.data.encode import ChatEncoder
 from llm_integration.load import load_checked_processor, load_llava
@@ -222,6 +222,31 @@ def test_a_stock_processor_gets_what_tuning_needs_or_is_refused(
     processor.save_pretrained(llava)
     with pytest.raises(ValueError, match=r"marks pictures with '\[IMG\]'; .* have <image> for it"):
         swap(llava, encoder_dir, tmp_path / "again")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        (
+            "config.json",
+            '{"model_type": "llava_llama", "mm_vision_tower": "x"}',
+            "format of the llava package",
+        ),
+        ("config.json", '{"model_type": "llava", "mm_vision_tower": "x"}', "format of the llava package"),
+        ("config.json", '{"model_type": "phi9"}', "holds a 'phi9' model, which this transformers does not"),
+        ("run.json", "{}", r"is the result of a run; .*llm_integration\.export --run"),
+    ],
+)
+def test_models_of_other_kinds_are_named(
+    name: str, text: str, message: str, encoder_dir: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "llava").mkdir()
+    (tmp_path / "llava" / name).write_text(text)
+    with pytest.raises(ValueError, match=message):
+        swap(tmp_path / "llava", encoder_dir, tmp_path / "out")
+    if name == "config.json":
+        with pytest.raises(ValueError, match=message):
+            assemble(encoder_dir, str(tmp_path / "llava"), tmp_path / "out")
 
 
 def test_what_the_copy_is_made_of_is_not_replaced(

@@ -29,6 +29,7 @@ from llm_integration.freeze import adapter_pattern, build_groups, prepare_parame
 from llm_integration.generate import answer, build_message, load_chat
 from llm_integration.load import check_processor, load_llava, load_llava_config
 from llm_integration.processor import load_processor
+from llm_integration.replies import reply_to_all
 from llm_integration.result import load_model
 from llm_integration.templates import TEMPLATES, check_heard
 from llm_integration.train import build_arguments, build_collator, check_resume, main, train
@@ -215,6 +216,34 @@ def test_a_result_without_its_weights_is_no_model(build: Any, tmp_path: Path) ->
         load_model(final)
 
 
+def test_a_llava_that_names_no_token_to_pad_with_is_tuned(
+    build: Any, llava_dir: Path, tmp_path: Path
+) -> None:
+    bare = shutil.copytree(llava_dir, tmp_path / "bare")
+    file = bare / "tokenizer_config.json"
+    values = {key: value for key, value in json.loads(file.read_text()).items() if key != "pad_token"}
+    file.write_text(json.dumps(values))
+    train(build(f"model={bare}", "max_steps=1"))
+    chat = load_chat(tmp_path / "run" / "final")
+    assert len(reply_to_all(chat, [[build_message("hi")], [build_message("and so on")]], 2)) == 2
+
+
+def test_a_result_says_where_it_looks_for_a_model_that_was_moved(
+    build: Any, llava_dir: Path, tmp_path: Path
+) -> None:
+    base = shutil.copytree(llava_dir, tmp_path / "base")
+    train(build(f"model={base}", "max_steps=1", "stage=align"))
+    final = tmp_path / "run" / "final"
+    moved = base.rename(tmp_path / "moved")
+    sentence = r'base, which is not there any more: .* write where it is now as "base" into .*run\.json'
+    for use in (load_model, load_chat, lambda run: train(build(f"model={run}", f"out={tmp_path / 'next'}"))):
+        with pytest.raises(ValueError, match=sentence):
+            use(final)
+    facts = json.loads((final / "run.json").read_text())
+    (final / "run.json").write_text(json.dumps({**facts, "base": str(moved)}))
+    load_chat(final)
+
+
 def test_zero_3_that_could_not_write_its_result_does_not_begin(
     build: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -226,6 +255,12 @@ def test_zero_3_that_could_not_write_its_result_does_not_begin(
     (tmp_path / "zero.json").write_text("{")
     with pytest.raises(ValueError, match=r"zero\.json is not valid JSON"):
         train(build(f"deepspeed={tmp_path / 'zero.json'}"))
+
+
+def test_a_checkpoint_is_no_model(build: Any, tmp_path: Path) -> None:
+    train(build("max_steps=1", "checkpoint_every=1"))
+    with pytest.raises(ValueError, match="it is a checkpoint, from which only its run goes on"):
+        load_chat(tmp_path / "run" / "checkpoints" / "checkpoint-1")
 
 
 def test_chatml_in_pieces_is_refused(build: Any, monkeypatch: pytest.MonkeyPatch) -> None:
