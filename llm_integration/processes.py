@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from pathlib import Path
+
+_SHARED_MEMORY = Path("/dev/shm")
 
 
 def leave_process_group() -> None:
@@ -18,3 +22,13 @@ def leave_process_group() -> None:
 
     if distributed.is_available() and distributed.is_initialized():
         distributed.destroy_process_group()
+        _free_shared_memory()
+
+
+def _free_shared_memory() -> None:
+    """Remove what DeepSpeed shares between processes of a CPU, 69 MB of memory each; itself it never does."""
+    place, rank = (os.environ.get(name) for name in ("MASTER_ADDR", "RANK"))
+    port = os.environ.get("MASTER_PORT")
+    if place and port and rank and hasattr(os, "getuid"):
+        name = f"deepspeed_allreduce_buffer_{os.getuid()}_{place}_{port}_{rank}"
+        (_SHARED_MEMORY / name).unlink(missing_ok=True)
