@@ -35,8 +35,8 @@ class Comparison:
         difference: B minus A.
         low: Lower end of the difference's 95 % interval (paired bootstrap).
         high: Upper end.
-        only_first: Questions that only A got right; None where scores are soft or grouped.
-        only_second: Questions that only B got right; None where scores are soft or grouped.
+        only_first: Questions that only A got right; None where scores are soft.
+        only_second: Questions that only B got right; None where scores are soft.
         p: Two-sided p of McNemar's exact test; None where scores are soft or grouped.
         dropped: Questions that only one of the runs answered.
         grouped: Whether the bootstrap drew pictures with all their questions.
@@ -102,8 +102,17 @@ def compare_groups(first: Sequence[float], second: Sequence[float], groups: Sequ
     low, high = bootstrap_groups(gains, groups)
     means = (100 * float(sum(first)) / n, 100 * float(sum(second)) / n)
     difference = 100 * float(sum(gains)) / n
+    alone = _count_only(first, second)
     # McNemar's test takes questions for independent, which these are not.
-    return Comparison(n, *means, difference, 100 * low, 100 * high, None, None, None, dropped=0, grouped=True)
+    return Comparison(n, *means, difference, 100 * low, 100 * high, alone[0], alone[1], None, 0, grouped=True)
+
+
+def _count_only(first: Sequence[float], second: Sequence[float]) -> tuple[int, int] | tuple[None, None]:
+    """Questions that one run alone got right; None twice where scores are soft."""
+    if any(score not in (0, 1) for score in (*first, *second)):
+        return None, None
+    pairs = list(zip(first, second, strict=True))
+    return sum(a > b for a, b in pairs), sum(b > a for a, b in pairs)
 
 
 def compare_scores(first: Mapping[str, float], second: Mapping[str, float]) -> Comparison:
@@ -121,11 +130,8 @@ def compare_scores(first: Mapping[str, float], second: Mapping[str, float]) -> C
         )
     gains = [second[key] - first[key] for key in shared]
     low, high = bootstrap_mean(gains)
-    only_first = only_second = p = None
-    if all(run[key] in (0, 1) for run in (first, second) for key in shared):
-        only_first = sum(gain < 0 for gain in gains)
-        only_second = sum(gain > 0 for gain in gains)
-        p = mcnemar_exact(only_first, only_second)
+    only_first, only_second = _count_only([first[key] for key in shared], [second[key] for key in shared])
+    p = None if only_first is None or only_second is None else mcnemar_exact(only_first, only_second)
     n = len(shared)
     return Comparison(
         n,
@@ -235,6 +241,8 @@ def format_comparison(made: Comparison, task: str, first: str, second: str) -> s
             f"McNemar exact p = {made.p:.3g}"
         )
     elif made.grouped:
+        if made.only_first is not None:
+            lines.append(f"only A right: {made.only_first}, only B right: {made.only_second}")
         lines.append("McNemar's test is for independent questions; several of these are about one picture")
     else:
         lines.append("McNemar's test is for right-or-wrong scores; these are soft")

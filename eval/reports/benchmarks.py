@@ -184,11 +184,9 @@ def exchange_section(benchmarks: Sequence[Benchmark]) -> str:
         runs = {run.number: run for run in benchmark.runs}
         for made in benchmark.comparisons:
             first, second = (runs[number] for number in made["runs"])
-            test = (
-                f"{made['only_second']} / {made['only_first']}, {show_p(made['p'])}"
-                if made["p"] is not None
-                else f"{'pictures drawn' if made['grouped'] else 'soft scores'}: no McNemar test"
-            )
+            alone = "" if made["only_first"] is None else f"{made['only_second']} / {made['only_first']}, "
+            reason = "pictures drawn" if made["grouped"] else "soft scores"
+            test = alone + (f"{reason}: no McNemar test" if made["p"] is None else show_p(made["p"]))
             rows.append(
                 [
                     esc(name_task(benchmark.task)),

@@ -78,7 +78,7 @@ def test_everything_in_three_forms(runs: Path, tmp_path: Path) -> None:
     scores = json.loads((runs / "vit" / "scores.json").read_text())["figures"]["accuracy"]
     assert content["benchmarks"][0]["runs"][0]["figures"]["accuracy"] == scores
     # Ours − the ViT: first what ours alone has right.
-    assert re.search(r"ours.* − .*vit(?s:.*?)<td[^>]*>2 / 3, ", html)
+    assert re.search(r"ours.* − .*vit(?s:.*?)<td[^>]*>2 / 3, pictures drawn: no McNemar test", html)
     interval = f"{scores['low']:.2f} – {scores['high']:.2f}"
     assert f'50.00</span><span class="interval">{interval}' in html
     assert f"50.00 ({scores['low']:.2f} to {scores['high']:.2f})" in text
@@ -106,7 +106,7 @@ def test_readers_get_words_and_the_json_form_keeps_the_identifiers(runs: Path, t
     page, markdown, values = tmp_path / "r.html", tmp_path / "r.md", tmp_path / "r.json"
     report(runs, "-o", str(page), "--markdown", str(markdown), "--json", str(values), "--no-rois")
     html, text = page.read_text(), markdown.read_text()
-    for word in ("easy-VQA score", "<h3>easy-VQA</h3>", "LLaVA-1.5&#x27;s prompts", "Wilson&#x27;s interval"):
+    for word in ("easy-VQA score", "<h3>easy-VQA</h3>", "LLaVA-1.5&#x27;s prompts", "over pictures"):
         assert word in html
     for word in ("## easy-VQA", "yes or no, %", "top 1", "LLaVA-1.5's prompts", "average pooling at 100"):
         assert word in text
