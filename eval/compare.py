@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -89,7 +89,7 @@ def _file_of(run: Path) -> Path:
     return run / SCORES if run.is_dir() else run
 
 
-def compare_groups(first: Sequence[float], second: Sequence[float], groups: Sequence[int]) -> Comparison:
+def compare_groups(first: Sequence[float], second: Sequence[float], groups: Sequence[Hashable]) -> Comparison:
     """Compares two runs' scores of questions that come in groups; the bootstrap draws groups.
 
     Args:
@@ -158,11 +158,8 @@ def compare_records(a: Mapping[str, Any], b: Mapping[str, Any]) -> Comparison:
     shared = [key for key in first if key in second]
     if not shared or not all(key in pictures for key in shared):
         return compare_scores(first, second)
-    place = {name: row for row, name in enumerate(dict.fromkeys(pictures[key] for key in shared))}
     made = compare_groups(
-        [first[key] for key in shared],
-        [second[key] for key in shared],
-        [place[pictures[key]] for key in shared],
+        [first[key] for key in shared], [second[key] for key in shared], [pictures[key] for key in shared]
     )
     return replace(made, dropped=len(first) + len(second) - 2 * len(shared))
 
