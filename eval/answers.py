@@ -103,6 +103,19 @@ def read_text(path: Path) -> str:
         raise InputError(f"{path} is not UTF-8 text (byte {error.start}).") from None
 
 
+def read_json(path: Path) -> Any:
+    """Reads a JSON document.
+
+    Raises:
+        InputError: If it is none, or cannot be read (nested too deep, a number of too many digits).
+    """
+    text = read_text(path)
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is not JSON ({error}).") from None
+
+
 def read_json_or_lines(path: Path, damaged: list[str] | None = None, distinct_keys: bool = False) -> Any:
     """Reads a JSON document, or one JSON object a line, whichever the file holds.
 

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from eval.answers import InputError, name_some, read_text
+from eval.answers import InputError, name_some, read_json
 from eval.intervals import bootstrap_groups, bootstrap_mean, mcnemar_exact
 from eval.outputs import check_output, write_output
 
@@ -62,10 +62,7 @@ def load_run(path: Path) -> dict[str, Any]:
         InputError: If it is neither.
     """
     file = _file_of(path)
-    try:
-        content = json.loads(read_text(file))
-    except json.JSONDecodeError as error:
-        raise InputError(f"{file} is not JSON ({error}).") from None
+    content = read_json(file)
     if not isinstance(content, dict) or not isinstance(content.get("units"), dict):
         raise InputError(
             f'{file} holds no scores of single questions ("units"); was it written by eval.rescore?'

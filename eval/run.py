@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 import torch.distributed as dist
 
 from bootstrap.lock import LOCK_FILE, lock_directory
-from eval.answers import InputError, name_some, read_text
+from eval.answers import InputError, name_some, read_json
 from eval.compare import SCORES
 from eval.config import FILES, WEIGHTS, RunSettings, load_settings
 from eval.device import choose_device
@@ -228,10 +228,7 @@ def _read_json(path: Path, kind: type[_ReadT]) -> _ReadT:
     Raises:
         InputError: If it is not as the run wrote it.
     """
-    try:
-        content = json.loads(read_text(path))
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path} is not JSON ({error}); name another folder with out=….") from None
+    content = read_json(path)
     if not isinstance(content, kind):
         raise InputError(f"{path} is not what a run writes there; name another folder with out=….")
     return content

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from eval.answers import InputError, name_some, read_text
+from eval.answers import InputError, name_some, read_json
 from eval.encoder.pictures import Pictures, reader_of, stamp_of
 
 
@@ -48,10 +47,7 @@ def load_captioned(
         InputError: If the file is none of these, the split is empty, a picture is missing or there twice, or
             has no caption.
     """
-    try:
-        content = json.loads(read_text(annotations))
-    except json.JSONDecodeError as error:
-        raise InputError(f"{annotations} is not JSON ({error}).") from None
+    content = read_json(annotations)
     try:
         rows = _karpathy(content, annotations, split) or _listed(content) or _coco(content)
     except (KeyError, TypeError, AttributeError) as error:

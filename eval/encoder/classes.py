@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 import unicodedata
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from eval.answers import InputError, name_some, read_text
+from eval.answers import InputError, name_some, read_json
 from eval.encoder.pictures import Pictures
 
 # The prompts of CLIP's authors for CIFAR-10 and CIFAR-100.
@@ -60,10 +59,7 @@ def load_classes(source: str, templates: str | None = None) -> Classes:
         folders = tuple(ImageNetInfo("imagenet-1k").label_names())
         return Classes(tuple(IMAGENET_CLASSNAMES), template_set(templates or "imagenet"), folders)
     path = Path(source)
-    try:
-        table = json.loads(read_text(path))
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path} is not JSON ({error}).") from None
+    table = read_json(path)
     wanted = ("classes",) if templates else ("classes", "templates")
     if not isinstance(table, dict) or not all(_texts(table.get(name)) for name in wanted):
         raise InputError(f"{path} must hold {' and '.join(wanted)}, each a list of texts.")

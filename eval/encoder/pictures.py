@@ -12,7 +12,7 @@ from pathlib import Path
 from PIL import Image
 
 from bootstrap.data.decode import EXTENSIONS, decode_picture
-from eval.answers import InputError, name_some, read_text
+from eval.answers import InputError, name_some, read_json
 
 _NUMBERED = re.compile(r"(\d+)_.+")
 _MAX_PIXELS = 80_000_000
@@ -122,10 +122,7 @@ def _own_labels(names: tuple[str, ...]) -> tuple[tuple[int, ...] | None, tuple[s
 def _read_labels(
     path: Path, source: Path, names: tuple[str, ...]
 ) -> tuple[tuple[int, ...], tuple[str, ...] | None]:
-    try:
-        table = json.loads(read_text(path))
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path} is not JSON ({error}).") from None
+    table = read_json(path)
     if not isinstance(table, dict):
         raise InputError(f"{path} must be an object of file names and class indices.")
     listed = table.get("classes") if isinstance(table.get("labels"), dict) else None

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from eval.answers import InputError, name_some, read_text
+from eval.answers import InputError, name_some, read_json, read_text
 from eval.compare import SCORES
 from eval.engine import ANSWERS
 from eval.reports.records import check_record, check_rows
@@ -155,10 +155,7 @@ def _find(folder: Path) -> tuple[str, Path]:
 
 
 def _json(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(read_text(file))
-    except json.JSONDecodeError as error:
-        raise InputError(f"{file} is not JSON ({error}).") from None
+    content = read_json(file)
     if not isinstance(content, dict):
         raise InputError(f"{file} holds no JSON object.")
     return content

@@ -9,7 +9,15 @@ from typing import Any
 
 import pytest
 
-from eval.answers import AnswerFile, AnswerRecord, InputError, load_answers, match_answers, name_some
+from eval.answers import (
+    AnswerFile,
+    AnswerRecord,
+    InputError,
+    load_answers,
+    match_answers,
+    name_some,
+    read_json,
+)
 from eval.task import OPTION_LETTER, SHORT_ANSWER, Example
 
 EXAMPLES = [Example(str(n), n, f"question {n}", None, answers=("yes",)) for n in range(4)]
@@ -255,3 +263,11 @@ def test_only_answers_that_tell_their_question_are_held_against_it() -> None:
     silent = [replace(example, question="") for example in numbered[:2]] + numbered[2:]
     with pytest.raises(InputError, match="2 of 2 answers were given to other questions"):
         match_answers(silent, told("cats", "dogs", "cats", "dogs"), by_id)
+
+
+@pytest.mark.parametrize("content", ["{", "[" * 100_000, "1" * 5000])
+def test_what_json_cannot_be_read_is_said_in_a_sentence(content: str, tmp_path: Path) -> None:
+    path = tmp_path / "scores.json"
+    path.write_text(content)
+    with pytest.raises(InputError, match=r"scores\.json is not JSON \("):
+        read_json(path)
