@@ -102,7 +102,7 @@ LLAVA_STACK := torch==2.13.0 transformers==4.37.2 tokenizers==0.15.1 accelerate=
 	safetensors ninja setuptools 'pytest>=8'
 
 test-llava: $(STAMP_LLAVA)  ## train and run upstream LLaVA with our tower (needs Python 3.10 or 3.11)
-	PYTHONPATH=. $(TEST_THREADS) $(RUN_LLAVA) -m pytest -q -p no:cacheprovider tests/llava tests/llm_integration/test_tower.py
+	PYTHONPATH=. SPARSE_VLM_PYTHON=$(abspath $(RUN)) $(TEST_THREADS) $(RUN_LLAVA) -m pytest -q -p no:cacheprovider tests/llava tests/llm_integration/test_tower.py
 
 $(STAMP_LLAVA): Makefile
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 11))' || \

@@ -117,6 +117,7 @@ def build_llava(
     tokenizer: Any,
     num_tokens: int | None = None,
     template: str | None = None,
+    pads: bool = False,
 ) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
     """Put encoder, a fresh projector and language model together; the parts' weights are shared, not copied.
 
@@ -127,17 +128,18 @@ def build_llava(
         num_tokens: visual tokens per picture; by default the encoder's.
         template: chat template: "own", "vicuna_v1", "chatml" or "plain"; by default the tokenizer's own where
             it has one, and "vicuna_v1" otherwise.
+        pads: see :func:`llm_integration.processor.build_processor`.
 
     Raises:
         ValueError: if the parts do not fit each other.
     """
     model = build_vision_model(encoder, num_tokens, pooling_head=False)
     tower = Tower(model, model.config.num_tokens, -1, False, encoder.transform.config)
-    return join_parts(tower, llm, tokenizer, template)
+    return join_parts(tower, llm, tokenizer, template, pads)
 
 
 def build_vit_llava(
-    directory: str | Path, llm: Any, tokenizer: Any, template: str | None = None
+    directory: str | Path, llm: Any, tokenizer: Any, template: str | None = None, pads: bool = False
 ) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
     """The same with a whole CLIP ViT, read as LLaVA 1.5 does: the patch tokens before the last block.
 
@@ -146,17 +148,18 @@ def build_vit_llava(
         llm: any causal language model of transformers.
         tokenizer: its tokenizer; the image token is added to it.
         template: see :func:`build_llava`.
+        pads: see :func:`llm_integration.processor.build_processor`.
 
     Raises:
         ValueError: if the parts do not fit each other.
     """
     model, transform = load_clip_vision(directory)
     tower = Tower(model, count_patches(model) + 1, -2, True, transform)
-    return join_parts(tower, llm, tokenizer, template)
+    return join_parts(tower, llm, tokenizer, template, pads)
 
 
 def join_parts(
-    tower: Tower, llm: Any, tokenizer: Any, template: str | None = None
+    tower: Tower, llm: Any, tokenizer: Any, template: str | None = None, pads: bool = False
 ) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
     """Tower, a fresh projector and language model as one; see :func:`build_llava`."""
     template = template or ("own" if tokenizer.chat_template else "vicuna_v1")
@@ -204,7 +207,7 @@ def join_parts(
     model.generation_config = build_generation_config(llm, tokenizer, image_token, jinja)
     model.eval()
     _check_unchanged(model, probe, before)
-    processor = build_processor(tower.transform, tokenizer, tower.tokens, jinja, tower.drops_first)
+    processor = build_processor(tower.transform, tokenizer, tower.tokens, jinja, tower.drops_first, pads)
     return model, processor
 
 
@@ -372,6 +375,7 @@ def assemble(
     dtype: torch.dtype | None = None,
     seed: int = 0,
     vit: Path | None = None,
+    pads: bool = False,
 ) -> None:
     """Read an encoder directory (or a whole CLIP ViT) and a language model, and write a LLaVA directory.
 
@@ -384,6 +388,7 @@ def assemble(
         dtype: precision of the whole; by default the language model's.
         seed: of the projector's initial weights.
         vit: directory of a CLIP, in the encoder's place.
+        pads: see :func:`llm_integration.processor.build_processor`.
 
     Raises:
         ValueError: if the parts do not fit each other, or not one of encoder and ViT is given.
@@ -398,12 +403,12 @@ def assemble(
     if encoder_directory is not None:
         encoder = load_encoder(encoder_directory)
         torch.manual_seed(seed)
-        model, processor = build_llava(encoder, llm, tokenizer, num_tokens, template)
+        model, processor = build_llava(encoder, llm, tokenizer, num_tokens, template, pads)
         facts["encoder"] = str(Path(encoder_directory).resolve())
         facts["encoder_provenance"] = load_provenance(encoder_directory)
     elif vit is not None:
         torch.manual_seed(seed)
-        model, processor = build_vit_llava(vit, llm, tokenizer, template)
+        model, processor = build_vit_llava(vit, llm, tokenizer, template, pads)
         facts["vit"] = str(vit.resolve())
     facts |= {
         "llm": llm_name,
@@ -427,6 +432,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--template", choices=["own", *TEMPLATES], help="chat template")
     parser.add_argument("--dtype", choices=list(DTYPES), help="precision (default: the language model's)")
     parser.add_argument("--seed", type=int, default=0, help="of the projector's initial weights")
+    parser.add_argument(
+        "--pad",
+        action="store_true",
+        help="make pictures square with bars, as LLaVA's --image_aspect_ratio pad does, instead of cropping "
+        "their middle",
+    )
     options = parser.parse_args(arguments)
     try:
         assemble(
@@ -438,6 +449,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             DTYPES[options.dtype] if options.dtype else None,
             options.seed,
             options.vit,
+            options.pad,
         )
     except (ValueError, OSError) as error:
         parser.exit(2, f"error: {error}\n")

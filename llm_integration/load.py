@@ -51,8 +51,9 @@ def check_known(directory: Path) -> None:
     kind = values.get("model_type")
     if "mm_vision_tower" in values:
         raise ValueError(
-            f"{directory} holds a {kind!r} model in the format of the llava package, which only that reads "
-            "(docs/llava.md); take one in transformers' format, as llava-hf on the Hugging Face hub has them"
+            f"{directory} holds a {kind!r} model in the format of the llava package, which only that reads; "
+            f"python -m llm_integration.from_upstream --llava {directory} --out DIR makes one in "
+            "transformers' format of it"
         )
     if kind not in CONFIG_MAPPING:
         raise ValueError(f"{directory} holds a {kind!r} model, which this transformers does not know")

@@ -5,7 +5,9 @@ from __future__ import annotations
 from os import PathLike
 from typing import Any
 
+from PIL import Image
 from transformers import AutoProcessor, CLIPImageProcessorPil, LlavaProcessor, PreTrainedTokenizerBase
+from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
 from sparse_vlm import TransformConfig
 from sparse_vlm.preprocessor import is_exact, to_preprocessor_dict
@@ -22,6 +24,7 @@ def build_processor(
     num_tokens: int,
     chat_template: str,
     drops_first: bool = False,
+    pads: bool = False,
 ) -> LlavaProcessor:
     """A processor for an encoder and a tokenizer that already knows the image token.
 
@@ -31,6 +34,8 @@ def build_processor(
         num_tokens: tokens that the encoder makes of a picture.
         chat_template: Jinja text.
         drops_first: whether LLaVA drops the first of them (feature select strategy "default").
+        pads: make pictures square with bars in the mean colour before the transform, as the llava package's
+            ``image_aspect_ratio`` "pad" does; otherwise the transform crops their middle.
 
     Raises:
         ValueError: if transformers' image processors cannot follow the transform.
@@ -47,7 +52,9 @@ def build_processor(
     fields = to_preprocessor_dict(transform)
     del fields["image_processor_type"]
     return LlavaProcessor(
-        image_processor=CLIPImageProcessorPil(**fields),
+        image_processor=LlavaImageProcessorPil(do_pad=True, **fields)
+        if pads
+        else CLIPImageProcessorPil(**fields),
         tokenizer=tokenizer,
         patch_size=_NO_PATCHES,
         num_additional_image_tokens=num_tokens,
@@ -92,3 +99,19 @@ def measure_pictures(processor: LlavaProcessor) -> tuple[int, int]:
     size = images.crop_size if images.do_center_crop else images.size
     height, width = (int(size[side] or size["shortest_edge"]) for side in ("height", "width"))
     return height, width
+
+
+def pads_pictures(processor: Any) -> bool:
+    """Whether a processor makes pictures square with bars before anything else."""
+    return bool(getattr(processor.image_processor, "do_pad", False))
+
+
+def pad_square(picture: Image.Image, processor: Any) -> Image.Image:
+    """A picture as a processor that pads sees it: square, the bars in the mean colour, RGB."""
+    edge, colour = (
+        max(picture.size),
+        tuple(int(value * 255) for value in processor.image_processor.image_mean),
+    )
+    padded = Image.new("RGB", (edge, edge), colour)
+    padded.paste(picture.convert("RGB"), ((edge - picture.width) // 2, (edge - picture.height) // 2))
+    return padded

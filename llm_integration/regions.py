@@ -13,6 +13,7 @@ from sparse_vlm.look import crop_large
 
 from .generate import Chat
 from .hf import SparseFormerVisionModel
+from .processor import pad_square, pads_pictures
 
 
 class NoRegionsError(ValueError):
@@ -50,11 +51,12 @@ def draw_regions(
         )
     transform = TransformConfig.from_dict(tower.config.transform, "vision_config.transform")
     pixels = chat.processor.image_processor(picture.convert("RGB"), return_tensors="pt")["pixel_values"]
+    seen = pad_square(picture, chat.processor) if pads_pictures(chat.processor) else picture
     weight = tower.stem.conv.weight
     stem = tower.stem(pixels.to(weight.device, weight.dtype))
     focus = tower.focusing(stem, tower.num_latents)
     return draw_rois(
-        crop_large(transform, picture, panel_width),
+        crop_large(transform, seen, panel_width),
         [rois[0] for rois in focus.rois],
         [points[0] for points in focus.points],
         columns=columns,

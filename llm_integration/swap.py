@@ -28,7 +28,7 @@ from .assemble import RUN_FILE, build_projector, check_place, save_llava
 from .clip_vision import is_open_clip, load_clip_vision
 from .hf import build_vision_model
 from .load import check_processor, load_llava_config
-from .processor import build_processor, ensure_padding
+from .processor import build_processor, ensure_padding, pads_pictures
 from .templates import IMAGE_MARK, build_template
 
 # Where the files of a ViT, a CLIP and a LLaVA keep what transformers calls by the bare name in a tower.
@@ -213,6 +213,7 @@ def swap(
         tower.config.num_tokens,
         build_template("own" if own else "vicuna_v1", own),
         drops_first,
+        pads_pictures(stock),
     )
     facts = {
         "encoder": str(Path(encoder_directory).resolve()),

@@ -56,6 +56,17 @@ _SPLIT = """\
 {%- set messages = ns.split -%}
 """
 
+# The llava package has the text behind a picture tokenised by itself, and SentencePiece begins each text with
+# a space.
+_SPACE = """\
+{%- set ns.flat = [] -%}
+{%- for message in messages -%}
+{%- set text = message['content'] | replace('<image>', '<image> ') -%}
+{%- set ns.flat = ns.flat + [{'role': message['role'], 'content': text}] -%}
+{%- endfor -%}
+{%- set messages = ns.flat -%}
+"""
+
 # Answers of benchmarks and of LLaVA's data come without thinking aloud; templates that can do both (Qwen3)
 # then close the thoughts in the prompt, and not in what is learned.
 _NO_THOUGHTS = "{%- set enable_thinking = false -%}\n"
@@ -136,6 +147,16 @@ def build_template(name: str, own: str | Mapping[str, str] | None = None) -> str
     if name not in TEMPLATES:
         raise ValueError(f"unknown template {name!r}; known are {', '.join(TEMPLATES)} and 'own'")
     return TEMPLATES[name]
+
+
+def space_pictures(template: str) -> str:
+    """A template of :func:`build_template` that writes a space behind each picture.
+
+    One that wants messages in parts stays as it is: its own lines write what stands behind a picture.
+    """
+    if not template.startswith(_FLATTEN):
+        return template
+    return _FLATTEN + _SPACE + template.removeprefix(_FLATTEN)
 
 
 def _wants_parts(own: str) -> bool:

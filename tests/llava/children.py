@@ -97,3 +97,23 @@ def generate(
     if out is not None:
         model.save_pretrained(out)
         tokenizer.save_pretrained(out)
+
+
+def record(folder: str, picture: str, out: str) -> None:
+    """What LLaVA makes of a picture and a question: tokens, pixels, logits in fp32, for another Python."""
+    import torch
+    from llava.conversation import conv_templates
+    from llava.mm_utils import process_images, tokenizer_image_token
+
+    from llm_integration.llava import plugged_in
+
+    with plugged_in():
+        tokenizer, model, processor = load(folder, None)
+    talk = conv_templates["vicuna_v1"].copy()
+    talk.append_message(talk.roles[0], ASK)
+    talk.append_message(talk.roles[1], None)
+    tokens = tokenizer_image_token(talk.get_prompt(), tokenizer, return_tensors="pt")
+    pixels = process_images([Image.open(picture)], processor, model.config)
+    with torch.inference_mode():
+        logits = model(input_ids=tokens[None], images=pixels).logits[0]
+    torch.save({"tokens": tokens, "pixels": pixels, "logits": logits.clone()}, out)

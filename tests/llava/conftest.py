@@ -73,6 +73,7 @@ class Lab:
     forks: int = 0
     cpu = CPU
     on_cpu = CHILDREN.ON_CPU
+    record = staticmethod(CHILDREN.record)
 
     def run(self, *command: str, python: str = sys.executable, **environment: str) -> str:
         """Run a Python command of this environment; its output, or a failed test with the end of it."""

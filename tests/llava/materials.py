@@ -45,7 +45,7 @@ def make_llm(folder: Path) -> None:
     sentencepiece.SentencePieceTrainer.train(
         input=str(corpus), model_prefix=str(folder / "tokenizer"), vocab_size=400, model_type="bpe",
         byte_fallback=True, unk_id=0, bos_id=1, eos_id=2, pad_id=-1, minloglevel=2, hard_vocab_limit=False,
-        normalization_rule_name="identity", character_coverage=1.0,
+        normalization_rule_name="identity", character_coverage=1.0, remove_extra_whitespaces=False,
     )  # fmt: skip
     tokenizer = LlamaTokenizer(str(folder / "tokenizer.model"), legacy=False)
     tokenizer.save_pretrained(folder)

@@ -24,10 +24,11 @@ from transformers import (
 )
 from transformers.generation.configuration_utils import ALL_CACHE_IMPLEMENTATIONS
 
+import sparse_vlm
 from llm_integration.assemble import assemble, main, save_llava
 from llm_integration.generate import load_chat
 from llm_integration.load import load_llava
-from llm_integration.processor import count_image_tokens, load_processor
+from llm_integration.processor import count_image_tokens, load_processor, pad_square
 
 
 def _chat(*parts: Any) -> list[dict[str, Any]]:
@@ -370,3 +371,32 @@ def test_of_several_templates_the_default_one_is_the_models(
         else:
             with pytest.raises(ValueError, match=r"chat templates \(rag, tool_use\) none is called default"):
                 assemble(encoder_dir, str(llm), tmp_path / "out")
+
+
+def test_pictures_are_padded_where_that_is_asked_for(
+    encoder_dir: Path, build_llm_dir: Callable[..., Path], tmp_path: Path
+) -> None:
+    words = [
+        "--encoder",
+        str(encoder_dir),
+        "--llm",
+        str(build_llm_dir("llama")),
+        "--out",
+        str(tmp_path / "x"),
+    ]
+    main([*words, "--pad"])
+    padding = load_processor(tmp_path / "x")
+    transform = sparse_vlm.load_encoder(encoder_dir).transform
+    mean = tuple(int(each * 255) for each in transform.config.mean)
+    for width, height in ((90, 40), (31, 64), (50, 50)):
+        picture = Image.effect_noise((width, height), 90).convert("RGB")
+        edge = max(width, height)
+        square = Image.new("RGB", (edge, edge), mean)
+        square.paste(picture, ((edge - width) // 2, (edge - height) // 2))
+        pixels = padding(text="<image>", images=[picture], return_tensors="pt")["pixel_values"]
+        assert torch.equal(pixels[0], transform(square))
+        assert pad_square(picture, padding).tobytes() == square.tobytes()
+    main(words)
+    cropping = load_processor(tmp_path / "x")
+    pixels = cropping(text="<image>", images=[picture], return_tensors="pt")["pixel_values"]
+    assert torch.equal(pixels[0], transform(picture))

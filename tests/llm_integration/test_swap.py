@@ -27,7 +27,7 @@ from llm_integration.assemble import OWNED, assemble
 from llm_integration.clip_vision import load_clip_vision
 from llm_integration.data.encode import ChatEncoder
 from llm_integration.load import load_checked_processor, load_llava
-from llm_integration.processor import load_processor
+from llm_integration.processor import load_processor, pads_pictures
 from llm_integration.swap import holds_tower, main, swap
 from sparse_vlm import SparseFormerConfig, TransformConfig
 from sparse_vlm.fingerprint import hash_tower
@@ -99,6 +99,19 @@ def test_a_stranger_gets_a_new_projector(
     inputs = processor(images=Image.new("RGB", (70, 20)), text="<image>\nwhat", return_tensors="pt")
     assert int((inputs["input_ids"] == model.config.image_token_id).sum()) == 9
     assert torch.isfinite(model(**inputs).logits).all()
+
+
+def test_a_llava_that_pads_its_pictures_goes_on_padding(
+    clip_llava: tuple[Path, Path], encoder_dir: Path, tmp_path: Path
+) -> None:
+    stock = shutil.copytree(clip_llava[0], tmp_path / "stock")
+    settings = json.loads((stock / "processor_config.json").read_text())
+    settings["image_processor"] |= {"image_processor_type": "LlavaImageProcessor", "do_pad": True}
+    (stock / "processor_config.json").write_text(json.dumps(settings))
+    swap(stock, encoder_dir, tmp_path / "padding")
+    swap(clip_llava[0], encoder_dir, tmp_path / "cropping")
+    assert pads_pictures(load_processor(tmp_path / "padding"))
+    assert not pads_pictures(load_processor(tmp_path / "cropping"))
 
 
 @pytest.mark.parametrize(
