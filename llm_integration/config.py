@@ -52,6 +52,38 @@ class DataSettings:
 
 
 @dataclass(frozen=True)
+class HeldoutSettings:
+    """Conversations that are never trained on; their loss is logged while others are.
+
+    Template, longest length and number of bad records are those of ``data``.
+
+    Attributes:
+        records: as ``data.records``; none, and no shards, for no evaluation.
+        pictures: as ``data.pictures``.
+        shards: as ``data.shards``.
+        limit: use only the first so many records.
+        every: updates between two evaluations; 0 for only before the first update and after the last.
+    """
+
+    records: tuple[Path, ...] = ()
+    pictures: Path | None = None
+    shards: tuple[str, ...] = ()
+    limit: int | None = None
+    every: int = 500
+
+    def __post_init__(self) -> None:
+        if self.pictures is not None and not self.records:
+            raise ValueError("pictures is the folder of records; there are none")
+        if self.every < 0 or (self.limit is not None and self.limit < 1):
+            raise ValueError("every must be at least 0, limit at least 1, or null for all records")
+        if not self and (self.limit, self.every) != (None, type(self).every):
+            raise ValueError("limit and every are of held-out conversations: name their records or shards")
+
+    def __bool__(self) -> bool:
+        return bool(self.records or self.shards)
+
+
+@dataclass(frozen=True)
 class LoraSettings:
     """Low-rank adapters in place of the language model's own weights.
 
@@ -111,6 +143,7 @@ class TrainSettings:
         model: an assembled LLaVA directory, or the result of an earlier run.
         out: the run's directory.
         data: see :class:`DataSettings`.
+        heldout: see :class:`HeldoutSettings`.
         stage: ``align`` trains the projector, ``tune`` projector and language model.
         tower: ``frozen``, ``tuned`` (all its weights), or ``lora`` (adapters in its cortex, with lora.rank).
         lora: see :class:`LoraSettings`.
@@ -135,6 +168,7 @@ class TrainSettings:
     model: Path
     out: Path
     data: DataSettings
+    heldout: HeldoutSettings = field(default_factory=HeldoutSettings)
     stage: Literal["align", "tune"] = "tune"
     tower: Literal["frozen", "tuned", "lora"] = "frozen"
     lora: LoraSettings = field(default_factory=LoraSettings)
@@ -158,6 +192,11 @@ class TrainSettings:
             raise ValueError("batch, accumulation, log_every and keep_checkpoints must be at least 1")
         if self.epochs <= 0 or (self.max_steps is not None and self.max_steps < 1):
             raise ValueError("epochs must be greater than 0 and max_steps at least 1")
+        seen = {path.resolve() for path in self.data.records}
+        both = [str(path) for path in self.heldout.records if path.resolve() in seen]
+        both += [pattern for pattern in self.heldout.shards if pattern in self.data.shards]
+        if both:
+            raise ValueError(f"heldout names what data trains on: {', '.join(both)}")
         if self.stage == "align" and self.lora.rank:
             raise ValueError("stage 'align' leaves the language model alone; lora.rank must be 0 there")
         if self.tower == "lora" and not self.lora.rank:

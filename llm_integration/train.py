@@ -30,7 +30,7 @@ from sparse_vlm.atomic import write_atomic
 from sparse_vlm.settings import SettingsError, settings_to_dict
 
 from .assemble import save_llava
-from .config import TrainSettings, load_settings
+from .config import DataSettings, HeldoutSettings, TrainSettings, load_settings
 from .data import (
     ChatCollator,
     ChatDataset,
@@ -42,6 +42,7 @@ from .data import (
 )
 from .data.dataset import TooManyBadRecordsError
 from .freeze import PROJECTOR, TOWER, cast_frozen, prepare_parameters, trained_names
+from .heldout import HeldoutLoss
 from .load import load_llava_config, read_json
 from .processes import leave_process_group
 from .processor import count_image_tokens, measure_pictures
@@ -68,7 +69,7 @@ FINAL = "final"
 _TAKEN = (LOG_FILE, CHECKPOINTS, FINAL, "config.yaml", "config.json", RUN_FILE)
 # What the result of a run does not depend on, and what a run may be continued with although begun otherwise.
 _WITHOUT_EFFECT = (
-    *("out", "resume", "log_every", "keep_checkpoints", "checkpoint_every"),
+    *("out", "resume", "log_every", "keep_checkpoints", "checkpoint_every", "heldout"),
     *("data.workers", "data.max_bad_records"),
 )
 # DeepSpeed's own name of it, and the one of before, which it still takes.
@@ -77,31 +78,36 @@ _FREE_TO_CHANGE = (*_WITHOUT_EFFECT, "max_steps", "epochs")
 
 
 def build_dataset(
-    settings: TrainSettings, processor: LlavaProcessor, template: str, positions: int | None = None
+    settings: TrainSettings,
+    processor: LlavaProcessor,
+    template: str,
+    positions: int | None = None,
+    of: DataSettings | HeldoutSettings | None = None,
 ) -> ChatDataset:
-    """The training data that the settings name.
+    """The conversations that the settings name.
 
     Args:
         settings: of the run.
         processor: of the model.
         template: Jinja text.
         positions: of the language model; longer conversations are cut there, whatever ``data.max_length``.
+        of: which of them; by default those that are trained on.
 
     Raises:
         ValueError: if files are missing or no record is good.
         TooManyBadRecordsError: if too many are bad.
     """
-    data = settings.data
-    sources: list[Source] = [FolderSource(path, data.pictures) for path in data.records]
-    if data.shards:
-        sources.append(TarSource(data.shards))
+    data, of = settings.data, of or settings.data
+    sources: list[Source] = [FolderSource(path, of.pictures) for path in of.records]
+    if of.shards:
+        sources.append(TarSource(of.shards))
     longest = data.max_length
     if positions is not None and positions < longest:
         logger.info("conversations are cut at the %d positions of the language model", positions)
         longest = positions
     encoder = ChatEncoder(processor.tokenizer, template, count_image_tokens(processor), longest)
     return ChatDataset(
-        JoinedSource(sources), encoder, processor.image_processor, data.max_bad_records, data.limit
+        JoinedSource(sources), encoder, processor.image_processor, data.max_bad_records, of.limit
     )
 
 
@@ -354,6 +360,10 @@ def train(settings: TrainSettings) -> dict[str, float]:
     positions = getattr(text_config, "max_position_embeddings", None)
     dataset = build_dataset(settings, processor, template, positions)
     logger.info("%d records to train on, %d bad ones skipped", len(dataset), dataset.bad_records)
+    others: ChatDataset | None = None
+    if settings.heldout:
+        others = build_dataset(settings, processor, template, positions, settings.heldout)
+        logger.info("%d records held out, %d bad ones skipped", len(others), others.bad_records)
 
     half = deepspeed and settings.precision == "bf16"
     model: Any = load_model(settings.model, torch.bfloat16 if half else torch.float32, merge=False)
@@ -368,20 +378,25 @@ def train(settings: TrainSettings) -> dict[str, float]:
             if not settings.resume and (settings.out / name).is_dir():
                 # Left there, a later start would take them for this run's.
                 shutil.rmtree(settings.out / name)
-        drop_after(settings.out / LOG_FILE, checkpoint_step(checkpoint) if checkpoint else 0)
+        drop_after(settings.out / LOG_FILE, checkpoint_step(checkpoint) if checkpoint else -1)
         write_atomic(settings.out / SETTINGS_FILE, json.dumps(settings_to_dict(settings), indent=2) + "\n")
         write_atomic(settings.out / "trained.txt", "\n".join(trained_names(wrapped)) + "\n")
+    collator = build_collator(processor, model.config)
+    heldout = HeldoutLoss(others, collator, settings.heldout.every, settings.batch) if others else None
     trainer = ChatTrainer(
         settings,
         model=wrapped,
         args=arguments,
         train_dataset=dataset,
-        data_collator=build_collator(processor, model.config),
+        data_collator=collator,
         callbacks=[
+            *([heldout] if heldout else []),
             LogFile(settings.out / LOG_FILE, dataset),
             WholeMark(settings.keep_checkpoints, sample_weights(settings.model)),
         ],
     )
+    if heldout is not None:
+        heldout.trainer = trainer
     trainer.remove_callback(PrinterCallback)  # says again what the log says
     outcome = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if deepspeed and type(trainer.model_wrapped).__name__ != "DeepSpeedEngine":
@@ -392,6 +407,8 @@ def train(settings: TrainSettings) -> dict[str, float]:
     mean = mean_loss(settings.out / LOG_FILE) if trainer.is_world_process_zero() else None
     if mean is not None:
         metrics["train_loss"] = mean
+    if heldout is not None and heldout.last is not None:
+        metrics[heldout.NAME] = heldout.last
     _finish(trainer, wrapped, processor, settings, metrics)
     return metrics
 

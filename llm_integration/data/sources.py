@@ -11,7 +11,7 @@ from glob import glob
 from pathlib import Path
 from typing import Protocol
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from sparse_vlm.strict_tar import StrictTarInfo
 from sparse_vlm.transform import UNREADABLE, to_rgb
@@ -138,7 +138,7 @@ class TarSource:
             raise BadRecordError(f"record {key!r} of {path}: its picture {name} is missing from the tar")
         try:
             return decode(member.read())
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        except UNREADABLE as error:
             raise BadRecordError(
                 f"record {key!r} of {path}: its picture {name} is broken ({error})"
             ) from error
@@ -179,8 +179,15 @@ class TarSource:
 
 
 def decode(data: bytes) -> Image.Image:
-    """Decode a picture completely, so that a broken file shows here and nowhere later."""
-    picture = Image.open(io.BytesIO(data))
+    """Decode a picture completely, so that a broken file shows here and nowhere later.
+
+    Raises:
+        any of ``UNREADABLE``: if that fails.
+    """
+    try:
+        picture = Image.open(io.BytesIO(data))
+    except UnidentifiedImageError as error:
+        raise UnidentifiedImageError(f"{len(data)} bytes in none of the formats that Pillow reads") from error
     picture.load()
     return to_rgb(picture)
 

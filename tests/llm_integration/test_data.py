@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import struct
 import tarfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile
 from transformers import CLIPImageProcessorPil
 
 from llm_integration.assemble import load_llm
@@ -212,7 +215,7 @@ GOOD = _record("<image>\nWhat?", "a cat", image="good.jpg")
     [
         (_record("<image>\nWhat?", "x", image="gone.jpg"), "gone.jpg is missing", True),
         (_record("<image>\nWhat?", "x", image="half.jpg"), "half.jpg is broken", False),
-        (_record("<image>\nWhat?", "x", image="text.jpg"), "text.jpg is broken", False),
+        (_record("<image>\nWhat?", "x", image="text.jpg"), r"text.jpg is broken (13 bytes in none of", False),
         (_record("<image>\nWhat?" + " so" * 900, "x", image="good.jpg"), "no answer left", False),
         ({"id": "e", "conversations": []}, "empty conversation", True),
     ],
@@ -462,6 +465,23 @@ def test_bad_records_in_tars_are_named(tmp_path: Path, bpe: Any, caplog: pytest.
         dataset[0]
     for wanted in (f"record '0' of {path} is not valid JSON", "good.jpg is missing", "good.jpg is broken"):
         assert wanted in caplog.text
+
+
+@pytest.mark.parametrize("broken", [struct.error("unpack"), EOFError("ended"), zlib.error("inflate")])
+def test_whatever_a_broken_picture_raises_is_a_bad_record(
+    folder: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: Exception
+) -> None:
+    def fail(self: Image.Image) -> None:
+        raise broken
+
+    tar = _tar(
+        tmp_path / "s.tar",
+        {"0.json": json.dumps(GOOD).encode(), "0.jpg": (folder(GOOD).parent / "good.jpg").read_bytes()},
+    )
+    monkeypatch.setattr(JpegImageFile, "load", fail)
+    for source in (FolderSource(folder(GOOD)), TarSource([tar])):
+        with pytest.raises(BadRecordError, match=f"good.jpg is broken .{broken}"):
+            source.open_picture(0, "good.jpg")
 
 
 def test_batches(folder: Any, bpe: Any) -> None:

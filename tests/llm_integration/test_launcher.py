@@ -44,9 +44,12 @@ def config(tmp_path_factory: pytest.TempPathFactory, llava_dir: Path) -> Path:
         del records[number]["image"]
         records[number]["conversations"][0]["value"] = "What do you say?"  # type: ignore[index]
     (folder / "chat.json").write_text(json.dumps(records))
+    others = [{**record, "id": "held out"} for record in records[:5]]
+    (folder / "others.json").write_text(json.dumps(others))
     (folder / "run.yaml").write_text(
         f"model: {llava_dir}\nout: {folder / 'out'}\n"
         f"data: {{records: [{folder / 'chat.json'}], workers: 0}}\n"
+        f"heldout: {{records: [{folder / 'others.json'}], every: 3}}\n"
         "optim: {learning_rate: 1.0e-3, warmup_fraction: 0.0, schedule: constant}\n"
         "batch: 2\naccumulation: 2\nmax_steps: 6\nprecision: fp32\nlog_every: 1\ncheckpoint_every: 2\n"
     )
@@ -79,9 +82,9 @@ def _launch(config: Path, stage: int, *overrides: str) -> None:
     assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
 
 
-def _losses(out: Path) -> dict[int, float]:
+def _losses(out: Path, name: str = "loss") -> dict[int, float]:
     entries = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-    return {entry["step"]: entry["loss"] for entry in entries if "loss" in entry}
+    return {entry["step"]: entry[name] for entry in entries if name in entry}
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +100,9 @@ def test_losses_agree_with_one_process(config: Path, plain: Path, tmp_path: Path
     out = tmp_path / "run"
     _launch(config, stage, f"out={out}", "self_contained=true")
     assert _losses(out) == pytest.approx(_losses(plain), abs=2e-4)
+    heldout = _losses(out, "heldout_loss")
+    assert list(heldout) == [0, 3, 6]
+    assert heldout == pytest.approx(_losses(plain, "heldout_loss"), abs=2e-4)
     whole, trained = load_model(plain / "final"), load_llava(out / "final")  # strict: no weight of size 0
     for name, value in whole.state_dict().items():
         torch.testing.assert_close(trained.state_dict()[name], value, atol=2e-3, rtol=1e-2, msg=name)
