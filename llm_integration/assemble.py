@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
 
@@ -156,6 +156,27 @@ def build_vit_llava(
     model, transform = load_clip_vision(directory)
     tower = Tower(model, count_patches(model) + 1, -2, True, transform)
     return join_parts(tower, llm, tokenizer, template, pads)
+
+
+def warn_of_count(encoder: Path, wanted: int, own: int) -> None:
+    """Say on the error output that an encoder was not bootstrapped with a token count.
+
+    Args:
+        encoder: the encoder directory, whose provenance lists the counts; one that lists none is taken to
+            have been bootstrapped with its own.
+        wanted: visual tokens per picture, class token included.
+        own: the encoder's own count.
+    """
+    config = load_provenance(encoder).get("config")
+    student = config.get("student") if isinstance(config, Mapping) else None
+    listed = student.get("token_counts") if isinstance(student, Mapping) else None
+    counts = sorted(set(listed or ())) or [own]
+    if wanted not in counts:
+        print(
+            f"warning: {encoder} was bootstrapped with {' and '.join(map(str, counts))} tokens; what it sees "
+            f"with {wanted} is worth measuring first",
+            file=sys.stderr,
+        )
 
 
 def join_parts(
@@ -403,6 +424,7 @@ def assemble(
     if encoder_directory is not None:
         encoder = load_encoder(encoder_directory)
         torch.manual_seed(seed)
+        warn_of_count(encoder_directory, num_tokens or encoder.config.num_tokens, encoder.config.num_tokens)
         model, processor = build_llava(encoder, llm, tokenizer, num_tokens, template, pads)
         facts["encoder"] = str(Path(encoder_directory).resolve())
         facts["encoder_provenance"] = load_provenance(encoder_directory)

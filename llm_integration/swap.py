@@ -24,7 +24,7 @@ from sparse_vlm import load_encoder
 from sparse_vlm.checkpoint import load_provenance
 from sparse_vlm.fingerprint import hash_tower
 
-from .assemble import RUN_FILE, build_projector, check_place, save_llava
+from .assemble import RUN_FILE, build_projector, check_place, save_llava, warn_of_count
 from .clip_vision import is_open_clip, load_clip_vision
 from .hf import build_vision_model
 from .load import check_processor, load_llava_config
@@ -177,6 +177,7 @@ def swap(
             f"teacher {old_tower.config.hidden_size}"
         )
     tower = build_vision_model(encoder, num_tokens, pooling_head=False)
+    warn_of_count(encoder_directory, tower.config.num_tokens, encoder.config.num_tokens)
     old_depth = int(old_tower.config.num_hidden_layers)
     config = model.config
     layer: int | list[int] = config.vision_feature_layer

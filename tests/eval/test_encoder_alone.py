@@ -247,6 +247,16 @@ def test_recall_is_that_of_a_plain_search() -> None:
     assert set(made["text_to_image@50"]) == {1}
 
 
+def test_embeddings_that_are_no_numbers_find_nothing() -> None:
+    images, texts = torch.eye(3), torch.eye(3)
+    images[1] = torch.nan
+    made = recall(images, texts, [0, 1, 2], (1, 3))
+    assert made["image_to_text@1"] == [1, 0, 1]
+    assert made["image_to_text@3"] == [1, 0, 1]
+    assert made["text_to_image@3"] == [1, 0, 1]
+    assert recall(torch.eye(2), torch.full((2, 2), torch.inf), [0, 1], (1,))["text_to_image@1"] == [0, 0]
+
+
 def test_retrieval_and_agreement(scenes: Path, student: Path, tmp_path: Path, capsys: Any) -> None:
     heldout = scenes / "heldout"
     both = ["--encoder", str(student), "--teacher", str(TEACHER)]

@@ -400,3 +400,25 @@ def test_pictures_are_padded_where_that_is_asked_for(
     cropping = load_processor(tmp_path / "x")
     pixels = cropping(text="<image>", images=[picture], return_tensors="pt")["pixel_values"]
     assert torch.equal(pixels[0], transform(picture))
+
+
+@pytest.mark.parametrize(
+    ("provenance", "asked", "warned"),
+    [
+        ({"config": {"student": {"token_counts": [9, 5]}}}, None, None),
+        ({"config": {"student": {"token_counts": [9, 5]}}}, 5, None),
+        ({"config": {"student": {"token_counts": [9, 5, 9]}}}, 7, "bootstrapped with 5 and 9 tokens"),
+        ({"config": {"student": {"token_counts": []}}}, 7, "bootstrapped with 9 tokens"),
+        ({"teacher": "official"}, 16, "bootstrapped with 9 tokens; what it sees with 16"),
+        ({}, None, None),
+    ],
+)
+def test_a_token_count_that_was_never_trained_is_named(
+    encoder_dir: Path, build_llm_dir: Callable[..., Path], tmp_path: Path,
+    capsys: pytest.CaptureFixture[str], provenance: dict[str, Any], asked: int | None, warned: str | None,
+) -> None:  # fmt: skip
+    sparse_vlm.load_encoder(encoder_dir).save(tmp_path / "encoder", provenance)
+    assemble(tmp_path / "encoder", str(build_llm_dir("llama")), tmp_path / "x", asked)
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
+    assert len(said) == (warned is not None)
+    assert warned is None or warned in said[0]

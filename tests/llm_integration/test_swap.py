@@ -329,6 +329,11 @@ def test_a_llava_with_weights_missing_is_not_swapped(
 def test_command_line_says_what_it_did(
     clip_llava: tuple[Path, Path], encoder_dir: Path, tmp_path: Path, capsys: Any
 ) -> None:
-    main(["--llava", str(clip_llava[0]), "--encoder", str(encoder_dir), "--out", str(tmp_path / "out")])
-    assert "projector re-initialised" in capsys.readouterr().out
+    words = ["--llava", str(clip_llava[0]), "--encoder", str(encoder_dir), "--out", str(tmp_path / "out")]
+    main(words)
+    said = capsys.readouterr()
+    assert "projector re-initialised" in said.out
+    assert "warning: " not in said.err
+    main([*words, "--num-tokens", "16"])
+    assert f"warning: {encoder_dir} was bootstrapped with 9 tokens" in capsys.readouterr().err
     assert "*.safetensors" in OWNED
