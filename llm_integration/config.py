@@ -159,6 +159,8 @@ class TrainSettings:
         checkpoint_every: updates between checkpoints; 0 for none.
         keep_checkpoints: how many of them are kept.
         log_every: updates between log lines.
+        report_to: where the Trainer reports beside ``log.jsonl``: ``tensorboard``, ``wandb`` and whatever
+            else it knows and is installed; tensorboard's files lie in ``out / "tensorboard"``.
         resume: go on from the newest checkpoint in ``out``, if there is one. False begins anew and deletes
             the checkpoints and the log of an earlier run there.
         self_contained: write the result as one plain LLaVA directory instead of by reference.
@@ -183,6 +185,7 @@ class TrainSettings:
     checkpoint_every: int = 500
     keep_checkpoints: int = 2
     log_every: int = 10
+    report_to: tuple[str, ...] = ()
     resume: bool = True
     self_contained: bool = False
     seed: int = 0

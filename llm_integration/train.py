@@ -14,6 +14,7 @@ import sys
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from transformers import (
@@ -24,6 +25,7 @@ from transformers import (
     TrainingArguments,
     set_seed,
 )
+from transformers.integrations import get_available_reporting_integrations
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from sparse_vlm.atomic import write_atomic
@@ -70,7 +72,7 @@ _TAKEN = (LOG_FILE, CHECKPOINTS, FINAL, "config.yaml", "config.json", RUN_FILE)
 # What the result of a run does not depend on, and what a run may be continued with although begun otherwise.
 _WITHOUT_EFFECT = (
     *("out", "resume", "log_every", "keep_checkpoints", "checkpoint_every", "heldout"),
-    *("data.workers", "data.max_bad_records"),
+    *("data.workers", "data.max_bad_records", "report_to"),
 )
 # DeepSpeed's own name of it, and the one of before, which it still takes.
 _GATHER = ("stage3_gather_16bit_weights_on_model_save", "stage3_gather_fp16_weights_on_model_save")
@@ -157,7 +159,7 @@ def build_arguments(settings: TrainSettings, deepspeed: bool) -> TrainingArgumen
         seed=settings.seed,
         data_seed=settings.seed,
         disable_tqdm=not sys.stderr.isatty(),
-        report_to="none",
+        report_to=list(settings.report_to) or "none",
     )
     if "LOCAL_RANK" not in os.environ and arguments.n_gpu > 1:
         arguments._n_gpu = 1  # the Trainer would cut batches for all of them, pictures apart from their words
@@ -165,12 +167,22 @@ def build_arguments(settings: TrainSettings, deepspeed: bool) -> TrainingArgumen
 
 
 def check_start(settings: TrainSettings) -> None:
-    """See that the result of this run can hold everything in which its model will differ from the base.
+    """See that the result of this run can hold everything in which its model will differ from the base, and
+    that its reports can be written.
 
     Raises:
         SettingsError: if adapters are asked for on top of a run that trained more than they carry with them:
-            the projector, and a tower that is tuned.
+            the projector, and a tower that is tuned; or if a report cannot be written.
     """
+    here = get_available_reporting_integrations()
+    lacking = [name for name in settings.report_to if name not in here]
+    if lacking:
+        raise SettingsError(
+            [
+                f"report_to: {', '.join(lacking)} is nothing that the Trainer of transformers knows, or not "
+                f"installed; here it can report to {', '.join(here) or 'nothing'}"
+            ]
+        )
     carried = (PROJECTOR, TOWER) if settings.tower == "tuned" else (PROJECTOR,)
     before = trained_before(settings.model)
     if settings.lora.rank and not all(any(part in name for part in carried) for name in before):
@@ -383,18 +395,19 @@ def train(settings: TrainSettings) -> dict[str, float]:
         write_atomic(settings.out / "trained.txt", "\n".join(trained_names(wrapped)) + "\n")
     collator = build_collator(processor, model.config)
     heldout = HeldoutLoss(others, collator, settings.heldout.every, settings.batch) if others else None
-    trainer = ChatTrainer(
-        settings,
-        model=wrapped,
-        args=arguments,
-        train_dataset=dataset,
-        data_collator=collator,
-        callbacks=[
-            *([heldout] if heldout else []),
-            LogFile(settings.out / LOG_FILE, dataset),
-            WholeMark(settings.keep_checkpoints, sample_weights(settings.model)),
-        ],
-    )
+    with patch.dict(os.environ, {"TENSORBOARD_LOGGING_DIR": str(settings.out / "tensorboard")}):
+        trainer = ChatTrainer(
+            settings,
+            model=wrapped,
+            args=arguments,
+            train_dataset=dataset,
+            data_collator=collator,
+            callbacks=[
+                *([heldout] if heldout else []),
+                LogFile(settings.out / LOG_FILE, dataset),
+                WholeMark(settings.keep_checkpoints, sample_weights(settings.model)),
+            ],
+        )
     if heldout is not None:
         heldout.trainer = trainer
     trainer.remove_callback(PrinterCallback)  # says again what the log says

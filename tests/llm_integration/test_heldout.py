@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from llm_integration import heldout
 from llm_integration.config import TrainSettings
@@ -188,6 +189,21 @@ def test_processes_share_the_work_and_run_as_many_batches(
     model.eval()
     total = torch.stack(sums).sum(0)
     assert float(total[0] / total[1]) == pytest.approx(_by_hand(settings.model, settings), rel=1e-5)
+
+
+def test_reports_hold_both_losses_and_change_nothing(build: Build, tmp_path: Path) -> None:
+    train(build("max_steps=2"))
+    train(build("max_steps=4", "report_to=[tensorboard]"))
+    train(build(f"out={tmp_path / 'whole'}"))
+    assert _log(tmp_path / "run", "loss") == _log(tmp_path / "whole", "loss")
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    for name in ("loss", "heldout_loss"):
+        written = {event.step: event.value for event in events.Scalars(f"train/{name}")}
+        logged = {step: value for step, value in _log(tmp_path / "run", name) if step > 2}
+        assert written == pytest.approx(logged)
+    assert not (tmp_path / "whole" / "tensorboard").exists()
+    with pytest.raises(SettingsError, match=r"report_to: nowhere is nothing .* tensorboard"):
+        train(build("report_to=[nowhere]", f"out={tmp_path / 'other'}"))
 
 
 @pytest.mark.parametrize(
