@@ -20,12 +20,14 @@ from sparse_vlm.encoder import SparseFormer
 
 from .data import PictureStream
 from .distributed import TorchEngine
-from .optim import WeightAverage
+from .optim import WeightAverage, averaged
 from .student import Spreads
 
 _NAME = re.compile(r"step_(\d{8})")
 # An encoder directory inside a checkpoint; older ones have the weights alone, in a file of this name.
 _ENCODER, _BARE_WEIGHTS = "encoder", "encoder.safetensors"
+# The weights in training, where the encoder directory has their average.
+_TRAINED = "trained.safetensors"
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -48,6 +50,8 @@ def save_state(
 ) -> Path | None:
     """Write a checkpoint atomically and delete all but the newest ``keep``; called on every process.
 
+    Its encoder directory is what is evaluated at this step: of the averaged weights, if there are such.
+
     Returns:
         Where it is, on the main process.
     """
@@ -61,22 +65,23 @@ def save_state(
         return None
     path = folder / f"step_{step:08d}"
     with atomic_directory(path) as target:
-        save_encoder(
-            encoder,
-            target / _ENCODER,
-            {"made_by": "bootstrap.train, at a checkpoint", "steps": step, "teacher_sha256": teacher_hash},
-        )
+        made = {"made_by": "bootstrap.train, at a checkpoint", "steps": step, "teacher_sha256": teacher_hash}
+        with averaged(encoder, average):
+            save_encoder(encoder, target / _ENCODER, made)
         save_file(_on_cpu(spreads._asdict()), str(target / "spreads.safetensors"))
         if engine.keeps_optimiser and engine.optimiser is not None:
             save_file(_optimiser_state(encoder, engine.optimiser), str(target / "optimiser.safetensors"))
         if average is not None:
             save_file(_on_cpu(average.shadow), str(target / "average.safetensors"))
+            trained = {name: value for name, value in encoder.state_dict().items() if name in average.shadow}
+            save_file(_on_cpu(trained), str(target / _TRAINED))
         for rank, tensors in enumerate(generators):
             save_file(tensors, str(target / f"random_{rank}.safetensors"))
         state = {
             "step": step,
             "streams": streams,
             "average_updates": average.updates if average is not None else 0,
+            "encoder_is_averaged": average is not None,
             "teacher_sha256": teacher_hash,
         }
         (target / "state.json").write_text(json.dumps(state, indent=1), encoding="utf-8")
@@ -109,8 +114,10 @@ def load_state(
     if len(state["streams"]) != engine.world_size:
         raise ValueError(_describe_processes(path, len(state["streams"]), engine.world_size))
     bare = path / _BARE_WEIGHTS
-    weights = bare if bare.is_file() else path / _ENCODER / WEIGHTS_FILE
-    encoder.load_state_dict(_read_tensors(weights, path), strict=True)
+    weights = _read_tensors(bare if bare.is_file() else path / _ENCODER / WEIGHTS_FILE, path)
+    if state.get("encoder_is_averaged"):
+        weights |= _read_tensors(path / _TRAINED, path)
+    encoder.load_state_dict(weights, strict=True)
     if engine.keeps_optimiser and engine.optimiser is not None:
         _restore_optimiser(encoder, engine.optimiser, _read_tensors(path / "optimiser.safetensors", path))
     else:

@@ -128,6 +128,23 @@ def test_killed_at_any_moment_it_goes_on_bit_equal(write_run: Write, tmp_path: P
     assert steps == list(range(1, 31))
 
 
+def test_a_checkpoints_encoder_is_what_is_evaluated(write_run: Write, tmp_path: Path) -> None:
+    path = write_run(optimiser={"lr": 5e-3, "warmup_steps": 1, "ema": 0.9})
+    directory = bootstrap(read_config(path))
+    wanted = _weights(tmp_path / "run")
+    before, last = list_checkpoints(tmp_path / "run" / "checkpoints")
+    _assert_equal(wanted, _weights(last))
+    shutil.rmtree(directory)
+    shutil.rmtree(last)
+    bootstrap(read_config(path))  # its training goes on from other weights than those
+    _assert_equal(wanted, _weights(tmp_path / "run"))
+    shutil.rmtree(directory)
+    shutil.rmtree(last)
+    (before / "trained.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"trained\.safetensors is missing: delete .* with the same command"):
+        bootstrap(read_config(path))
+
+
 @pytest.mark.gpu
 def test_stored_rows_reach_a_gpu_unchanged(tmp_path: Path) -> None:
     array = np.memmap(tmp_path / "rows.f16", dtype=np.float16, mode="w+", shape=(64, 5, 3))
