@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -112,9 +113,7 @@ def _load(path: Path, split: str | None) -> Any:
                 f"got {split!r}"
             )
         return loaded[split]
-    files = (
-        [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.suffix in (".parquet", ".arrow"))
-    )
+    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if _is_table(file))
     splits = {_split_of(file) for file in files} - {None}
     if split is None and len(splits) > 1:
         listed = ", ".join(sorted(map(str, splits)))
@@ -132,9 +131,17 @@ def _load(path: Path, split: str | None) -> Any:
     raise ValueError(f"{str(path)!r} mixes .parquet and .arrow files: name a folder or file with one kind")
 
 
+def _is_table(file: Path) -> bool:
+    """Whether a file holds rows; "cache-*.arrow" are copies that datasets keeps of what was made of them."""
+    return file.suffix in (".parquet", ".arrow") and not file.name.startswith("cache-")
+
+
 def _split_of(file: Path) -> str | None:
-    """The split of a file by the hub's conventions: `train-00000-of-00002.parquet`, `train/x.parquet`."""
-    for text in (file.stem.split("-")[0].split("_")[0], file.parent.name):
+    """The split of a file by the conventions of the hub and of the cache of datasets.
+
+    They are `train-00000-of-00002.parquet`, `train/x.parquet` and `imagenet-1k-train-00000-of-00257.arrow`.
+    """
+    for text in (*reversed(re.split("[^a-z]+", file.stem.lower())), file.parent.name):
         if text in ("train", "test", "validation", "valid", "val", "dev"):
             return text
     return None

@@ -419,6 +419,24 @@ def test_parquet_folder_with_two_splits_asks_which(tmp_path: Path) -> None:
         open_source(DataConfig(str(tmp_path)))
 
 
+def test_a_folder_of_the_cache_of_datasets_asks_which_split(tmp_path: Path) -> None:
+    whole = make_dataset(9)
+    for name, rows in (
+        *(("my-test-set-train-00000-of-00002", (0, 1)), ("my-test-set-train-00001-of-00002", (2,))),
+        *(("my-test-set-validation", (3, 4)), ("cache-0123456789abcdef", (5, 6, 7, 8))),
+    ):
+        whole.select(rows).save_to_disk(str(tmp_path / "saved"))
+        (tmp_path / "cache").mkdir(exist_ok=True)
+        saved = next((tmp_path / "saved").glob("*.arrow"))
+        saved.rename(tmp_path / "cache" / f"{name}.arrow")
+    place = str(tmp_path / "cache")
+    with pytest.raises(ValueError, match=r"belong to the splits train, validation: set data\.split"):
+        open_source(DataConfig(place))
+    source = open_source(DataConfig(place, split="train"))
+    assert isinstance(source, PictureSource)
+    assert [source.name(row) for row in range(len(source))] == [f"row {row} ({row}.jpg)" for row in range(3)]
+
+
 def test_compressed_tars_in_a_folder_are_tars(tmp_path: Path) -> None:
     for name in ("a.tar.gz", "b.tgz", "c.tar.xz", "d.tar.bz2", "E.TAR"):
         (tmp_path / name).write_bytes(b"")
