@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sparse_vlm.atomic import atomic_directory, write_atomic
-from sparse_vlm.checkpoint import WEIGHTS_FILE, save_encoder
+from sparse_vlm.checkpoint import WEIGHTS_FILE, load_encoder, save_encoder
 from sparse_vlm.encoder import SparseFormer
 
 from .data import PictureStream
@@ -136,6 +136,20 @@ def load_state(
 def load_spreads(path: Path) -> Spreads:
     """The units of the squared distances that a run began with."""
     return Spreads(**_read_tensors(path / "spreads.safetensors", path))
+
+
+def load_resumed_encoder(path: Path) -> SparseFormer | None:
+    """The encoder of a checkpoint in fp32; None of an older one, which has its weights alone.
+
+    Raises:
+        ValueError: if it is damaged.
+    """
+    if not (path / _ENCODER).is_dir():
+        return None
+    try:
+        return load_encoder(path / _ENCODER, dtype=torch.float32)
+    except (OSError, ValueError) as error:
+        raise _damaged(path / _ENCODER, path, error) from error
 
 
 def _describe_processes(path: Path, theirs: int, ours: int) -> str:

@@ -37,7 +37,14 @@ from .loop import Run, run_loop
 from .memory import keep_freed_memory
 from .optim import WeightAverage, averaged, build_optimiser
 from .provenance import describe_commit, describe_device, describe_versions
-from .state import list_checkpoints, load_spreads, load_state, save_state, write_json
+from .state import (
+    list_checkpoints,
+    load_resumed_encoder,
+    load_spreads,
+    load_state,
+    save_state,
+    write_json,
+)
 from .student import Spreads, Student
 from .targets import LiveTargets, StoredTargets, TargetSource, measure_spreads
 from .teacher import check_architecture, hash_teacher, inherit_teacher, load_teacher, spec_to_config
@@ -202,7 +209,10 @@ class _Bootstrap:
     def _build_encoder(self, cls_state: torch.Tensor | None) -> SparseFormer:
         start_from = self.config.student.start_from
         if start_from is not None:
-            encoder = load_encoder(start_from, dtype=torch.float32)  # whatever it was saved in
+            # Where a run started may be gone, or another's, when it goes on.
+            encoder = load_resumed_encoder(self.resumed) if self.resumed is not None else None
+            if encoder is None:
+                encoder = load_encoder(start_from, dtype=torch.float32)  # whatever it was saved in
             if not encoder.transform.config.prepares_like(self.teacher.spec.transform):
                 raise ValueError(
                     f"student.start_from={start_from}: the encoder prepares pictures another way "

@@ -238,6 +238,22 @@ def test_what_starts_from_bf16_weights_learns_in_fp32(write_run: Write) -> None:
     assert load_encoder(again).dtype == torch.float32
 
 
+def test_a_run_goes_on_although_what_it_started_from_is_gone(write_run: Write, tmp_path: Path) -> None:
+    first = bootstrap(read_config(write_run("first", steps=1)))
+    path = write_run("again", student={"start_from": str(first)})
+    directory = bootstrap(read_config(path))
+    wanted = _weights(tmp_path / "again")
+    shutil.rmtree(first)
+    for last in (directory, list_checkpoints(tmp_path / "again" / "checkpoints")[-1]):
+        shutil.rmtree(last)
+    bootstrap(read_config(path))
+    _assert_equal(wanted, _weights(tmp_path / "again"))
+    shutil.rmtree(directory)
+    (list_checkpoints(tmp_path / "again" / "checkpoints")[-1] / "encoder" / "config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"encoder is damaged \(.*config\.json.*\): delete .*step_00000006"):
+        bootstrap(read_config(path))
+
+
 def test_a_run_is_not_taken_up_beside_another_teacher(
     write_run: Write, tiny_teacher: Path, tmp_path: Path
 ) -> None:
