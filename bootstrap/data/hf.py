@@ -36,6 +36,7 @@ class HfSource:
         feature = whole.features[self.column]
         if isinstance(feature, datasets.Image):
             whole = whole.cast_column(self.column, datasets.Image(decode=False))
+        self._fingerprint: str | None = None
         self._rows: Any = whole.select_columns([self.column]).with_format(None)
         if len(self._rows) == 0:
             raise ValueError(f"the dataset at {path!r} has no rows")
@@ -72,9 +73,11 @@ class HfSource:
 
     def fingerprint(self) -> str:
         """Of the column, all rows' sizes, and some rows' names and contents: most rows have no names."""
-        rows = range(0, len(self), max(len(self) // 16, 1))
-        some = (f"{self.name(row)} {self._content(row)}" for row in rows)
-        return digest([str(len(self)), self.column, *some, *self._sizes()])
+        if self._fingerprint is None:  # every checkpoint asks
+            rows = range(0, len(self), max(len(self) // 16, 1))
+            some = (f"{self.name(row)} {self._content(row)}" for row in rows)
+            self._fingerprint = digest([str(len(self)), self.column, *some, *self._sizes()])
+        return self._fingerprint
 
     def _sizes(self) -> Iterator[bytes]:
         """Bytes of every picture that lies in its row, as the table's offsets tell them."""

@@ -101,6 +101,7 @@ class TarSource:
         self._indices = indices
         self._files: OrderedDict[int, int] = OrderedDict()
         self._owner = os.getpid()
+        self._fingerprint: str | None = None
         if len(self) == 0:
             raise ValueError(
                 f"no pictures in the {len(shards)} tar(s) of {title!r}: looked for members named "
@@ -134,11 +135,13 @@ class TarSource:
 
     def fingerprint(self) -> str:
         """Of the names and sizes of all members."""
-        return digest(
-            f"{name} {size}"
-            for listed in self._indices
-            for name, size in zip(listed.names, listed.sizes, strict=True)
-        )
+        if self._fingerprint is None:  # every checkpoint asks, and of millions it takes its time
+            self._fingerprint = digest(
+                f"{name} {size}"
+                for listed in self._indices
+                for name, size in zip(listed.names, listed.sizes, strict=True)
+            )
+        return self._fingerprint
 
     def _locate(self, index: int) -> tuple[int, int]:
         if not 0 <= index < len(self):

@@ -110,6 +110,19 @@ def test_a_fingerprint_tells_other_pictures_of_the_same_names(folder: Path, shar
     assert before[1] != after[1]
 
 
+@pytest.mark.parametrize("kind", ["folder", "tars", "hf"])
+def test_a_source_looks_at_its_pictures_for_one_fingerprint_only(
+    kind: str, folder: Path, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = {"folder": folder, "tars": shards, "hf": tmp_path / "dataset"}[kind]
+    if kind == "hf":
+        make_dataset().save_to_disk(str(place))
+    source = open_source(DataConfig(str(place)))
+    first = source.fingerprint()
+    monkeypatch.setattr(f"bootstrap.data.{kind}.digest", Mock(side_effect=AssertionError("once more")))
+    assert source.fingerprint() == first
+
+
 def test_vanished_file_is_a_bad_picture(folder: Path) -> None:
     source = FolderSource(folder)
     (folder / "a.png").unlink()
