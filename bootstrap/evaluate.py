@@ -34,6 +34,8 @@ from .data.decode import BadPictureError, decode_picture
 from .teacher import Teacher
 
 _MAX_PIXELS = 80_000_000
+# Pictures whose similarities to all others are held at once: those of 50,000 to each other are 10 GB.
+_COMPARED_AT_ONCE = 1024
 
 _log = logging.getLogger(__name__)
 
@@ -49,17 +51,23 @@ class HeldOut:
         settings: which pictures and labels.
         teacher: the teacher.
         training: what the student is trained on; the held-out pictures must not be in it.
+        workers: processes that decode; 0 decodes in this process.
 
     Raises:
         ValueError: if pictures, truth or classes do not fit together.
     """
 
     def __init__(
-        self, settings: HeldoutSettings, teacher: Teacher, training: AnySource | None = None
+        self,
+        settings: HeldoutSettings,
+        teacher: Teacher,
+        training: AnySource | None = None,
+        workers: int = 0,
     ) -> None:
         if settings.source is None:
             raise ValueError("heldout.source names no pictures")
         self.settings = settings
+        self.workers = workers
         self.transform = teacher.spec.transform
         source = _open(settings)
         if not isinstance(source, PictureSource):
@@ -103,7 +111,7 @@ class HeldOut:
 
     def _batches(self, skipped: SkippedPictures | None = None) -> Any:
         return read_in_order(
-            self.source, self.transform, self.settings.batch_size, indices=self.indices, skipped=skipped
+            self.source, self.transform, self.settings.batch_size, self.workers, self.indices, skipped
         )
 
     @torch.inference_mode()
@@ -125,7 +133,7 @@ class HeldOut:
         """
         rows, pooled = self._look_with(encoder, num_tokens)
         wanted = self.teacher_pooled[rows]
-        nearest = (F.normalize(pooled, dim=-1) @ F.normalize(self.teacher_pooled, dim=-1).T).argmax(dim=-1)
+        nearest = _find_nearest(pooled, F.normalize(self.teacher_pooled, dim=-1))
         figures = {
             "cosine": float(F.cosine_similarity(pooled, wanted, dim=-1).mean()),
             "retrieval": float((nearest == rows).float().mean()),
@@ -175,7 +183,7 @@ class HeldOut:
     def _label(self, pooled: Tensor) -> Tensor:
         if self.labels is None:
             return pooled.argmax(dim=-1)
-        return (F.normalize(pooled, dim=-1) @ self.labels.T).argmax(dim=-1)
+        return _find_nearest(pooled, self.labels)
 
     def _read_truth(self) -> Tensor | None:
         truth = self.settings.truth
@@ -253,6 +261,13 @@ def choose_evenly(count: int, limit: int) -> list[int]:
     if count <= limit:
         return list(range(count))
     return [place * count // limit for place in range(limit)]
+
+
+def _find_nearest(embeddings: Tensor, units: Tensor) -> Tensor:
+    """Which row of ``units`` (n, E), each of length 1, each row of ``embeddings`` (B, E) has the largest
+    cosine with: (B,)."""
+    parts = F.normalize(embeddings, dim=-1).split(_COMPARED_AT_ONCE)
+    return torch.cat([(part @ units.T).argmax(dim=-1) for part in parts])
 
 
 @torch.inference_mode()

@@ -139,7 +139,8 @@ class _Bootstrap:
             )
         heldout = config.heldout.source is not None and engine.is_main
         training = self.stream.source
-        self.heldout = HeldOut(config.heldout, self.teacher, training) if heldout else None
+        workers = config.data.workers
+        self.heldout = HeldOut(config.heldout, self.teacher, training, workers) if heldout else None
         # Looked at once before hours of training, not only after them.
         self.picture = self.heldout.picture(config.figure) if self.heldout is not None else None
         if config.teacher.precision == "bf16":

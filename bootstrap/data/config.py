@@ -18,7 +18,7 @@ class DataConfig:
         kind: what `source` is; "auto" looks at it.
         split: which split of a Hugging Face dataset, None where it has only one.
         column: which column of a Hugging Face dataset holds the pictures, None to look for it.
-        workers: processes that decode; 0 decodes in the training process.
+        workers: processes that decode, held-out pictures too; 0 decodes in the training process.
         scale: smallest and largest share of the picture's area that a random crop covers.
         ratio: smallest and largest width / height of a random crop before it is resized.
         flip: mirror every other view at random.

@@ -286,6 +286,7 @@ def _run(
         collate_fn=_as_is,
         pin_memory=pin_memory,
         prefetch_factor=3,
+        generator=torch.Generator(),  # the seed that workers get is not drawn from what the run draws from
     )
     yield from loader
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from bootstrap.config import HeldoutSettings
 from bootstrap.cost import count_gmacs, measure_speed
@@ -101,6 +102,42 @@ def test_scores_are_those_of_a_plain_loop(
     assert scores["cosine"] == pytest.approx(sum(cosines) / 7, abs=1e-5)
     assert scores["retrieval"] == pytest.approx(right / 7)
     assert scores["pictures"] == 7
+
+
+class _Products(TorchDispatchMode):
+    """Remembers how many elements the largest matrix product had."""
+
+    largest = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.matmul):
+            self.largest = max(self.largest, result.numel())
+        return result
+
+
+def test_similarities_of_all_pictures_are_never_held_at_once(
+    teacher: Teacher, picture_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heldout = HeldOut(HeldoutSettings(source=str(picture_folder)), teacher)
+    rows = torch.arange(12)
+    monkeypatch.setattr(heldout, "_look_with", lambda *_: (rows, heldout.teacher_pooled[rows]))
+    monkeypatch.setattr("bootstrap.evaluate._COMPARED_AT_ONCE", 5, raising=False)
+    with _Products() as products:
+        scores = heldout.score(_Same(teacher))  # type: ignore[arg-type]
+    assert products.largest == 5 * 12
+    assert (scores["retrieval"], scores["agreement"]) == (1.0, 1.0)
+
+
+def test_held_out_pictures_are_decoded_by_workers_too(
+    teacher: Teacher, student: SparseFormer, picture_folder: Path
+) -> None:
+    settings = HeldoutSettings(source=str(picture_folder), batch_size=5)
+    plain = HeldOut(settings, teacher).score(student)
+    before = torch.get_rng_state()
+    heldout = HeldOut(settings, teacher, workers=2)
+    assert heldout.score(student) == plain
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_a_limit_takes_pictures_of_every_class() -> None:

@@ -22,6 +22,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from bootstrap.config import read_config
+from bootstrap.evaluate import HeldOut
 from bootstrap.log import read_log
 from bootstrap.loop import _check_weights
 from bootstrap.muon import has_muon
@@ -490,6 +491,16 @@ def test_the_number_of_workers_is_not_in_the_weights(write_run: Write, picture_f
         encoder = bootstrap(read_config(write_run(f"run{workers}", steps=1, data=data)))
         weights.append((encoder / "model.safetensors").read_bytes())
     assert weights[0] == weights[1]
+
+
+def test_as_many_workers_read_held_out_pictures(
+    write_run: Write, picture_folder: Path, heldout_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked = Mock(side_effect=HeldOut)
+    monkeypatch.setattr("bootstrap.train.HeldOut", looked)
+    data = {"source": str(picture_folder), "workers": 1}
+    bootstrap(read_config(write_run(steps=1, data=data, heldout={"source": str(heldout_folder)})))
+    assert looked.call_args.args[3] == 1
 
 
 def test_a_foreign_folder_is_not_touched(write_run: Write, tmp_path: Path) -> None:
