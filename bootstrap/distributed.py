@@ -203,6 +203,12 @@ def build_engine(config: BootstrapConfig) -> TorchEngine:
     return DeepSpeedEngine(config) if config.engine == "deepspeed" else TorchEngine(config)
 
 
+def is_left_behind(error: RuntimeError) -> bool:
+    """Whether a process failed only because another one of its run has ended, which says why itself."""
+    words = ("Connection closed by peer", "Connection reset by peer")  # gloo's
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and any(word in str(error) for word in words)
+
+
 def choose_device(name: str) -> torch.device:
     """The device of this process, which becomes CUDA's current one where it is a GPU.
 

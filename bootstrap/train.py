@@ -28,7 +28,7 @@ from sparse_vlm.settings import SettingsError, build_settings, expand_home, sett
 
 from .config import BootstrapConfig, read_config
 from .data import PictureSource, PictureStream, build_stream, check_outside
-from .distributed import TorchEngine, build_engine
+from .distributed import TorchEngine, build_engine, is_left_behind
 from .evaluate import HeldOut, draw_focus
 from .figures import describe_end, format_figures
 from .lock import LOCK_FILE, lock_directory
@@ -80,7 +80,8 @@ def bootstrap(config: BootstrapConfig) -> Path:
         if engine.is_main:
             _check_place(out, config)
         if (out / "encoder" / "config.json").is_file():
-            print(f"this run is finished: {out / 'encoder'}", file=sys.stderr)
+            if engine.is_main:
+                print(f"this run is finished: {out / 'encoder'}", file=sys.stderr)
             return out / "encoder"
         with ExitStack() as stack:
             if engine.is_main:
@@ -457,6 +458,13 @@ def main(arguments: list[str] | None = None) -> None:
         directory = bootstrap(config)
     except (ValueError, OSError, FloatingPointError) as error:
         raise SystemExit(f"bootstrap: {error}") from None
+    except RuntimeError as error:
+        if not is_left_behind(error):
+            raise
+        rank = os.environ.get("RANK", "?")
+        raise SystemExit(
+            f"bootstrap: process {rank} stops because another one has ended; what that one says is the reason"
+        ) from None
     except KeyboardInterrupt:
         if config is None:
             raise SystemExit(130) from None

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from bootstrap.config import read_config
 from bootstrap.distributed import choose_device, read_deepspeed
 from bootstrap.log import read_log
 from bootstrap.state import list_checkpoints
-from bootstrap.train import bootstrap
+from bootstrap.train import bootstrap, main
 
 Write = Callable[..., Path]
 
@@ -159,3 +160,18 @@ def test_a_missing_deepspeed_file_is_named(write_run: Write, tmp_path: Path) -> 
     config = read_config(write_run(engine="deepspeed", deepspeed=str(tmp_path / "none.json")))
     with pytest.raises(ValueError, match=r"there is no DeepSpeed configuration .*none\.json"):
         read_deepspeed(config)
+
+
+def test_a_process_that_is_left_behind_says_so(write_run: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]"
+    failed = Mock(side_effect=RuntimeError(said))
+    monkeypatch.setattr("bootstrap.train.bootstrap", failed)
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(RuntimeError, match="Connection closed"):
+        main([str(write_run())])  # alone there is nobody who could say more
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(SystemExit, match="process 1 stops because another one has ended"):
+        main([str(write_run())])
+    failed.side_effect = RuntimeError("of another kind")
+    with pytest.raises(RuntimeError, match="of another kind"):
+        main([str(write_run())])
