@@ -73,7 +73,8 @@ def atomic_directory(path: str | os.PathLike[str], owned: Collection[str] | None
     Raises:
         FileExistsError: If the older directory holds entries that are not `owned`.
         NotADirectoryError: If `path` is a file.
-        OSError: If the disk is full (errno ENOSPC) or something cannot be written.
+        OSError: If the disk is full (errno ENOSPC) or something cannot be written, also where safetensors
+            says so in a class of its own.
     """
     target = Path(path).resolve()
     recover_directory(target)
@@ -163,6 +164,9 @@ def _explained(target: Path, temporary: Path) -> Iterator[None]:
         if full:
             reason = "the disk is full; make room and run the command again (what was there before is intact)"
             raise OSError(errno.ENOSPC, reason, str(target)) from error
+        number = _system_errno(error)
+        if number is not None and not isinstance(error, OSError):
+            raise OSError(number, os.strerror(number), str(target)) from error
         raise
 
 
@@ -186,12 +190,19 @@ def explain_full_disk(path: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def _is_disk_full(error: BaseException, folder: Path) -> bool:
-    if isinstance(error, OSError):
-        return error.errno in (errno.ENOSPC, errno.EDQUOT)
-    if not isinstance(error, Exception):
-        return False
-    # safetensors and torch wrap the system's error in classes of their own; torch's even loses its text.
+    number = _system_errno(error)
+    if number is not None or not isinstance(error, Exception):
+        return number in (errno.ENOSPC, errno.EDQUOT)
+    # torch wraps the system's error in a class of its own, and loses its text.
     return "No space left on device" in str(error) or shutil.disk_usage(folder).free < 4096
+
+
+def _system_errno(error: BaseException) -> int | None:
+    """The system's number of an error, which safetensors has in the text of a class of its own."""
+    if isinstance(error, OSError):
+        return error.errno
+    found = re.search(r"while serializing: .*\(os error (\d+)\)", str(error))
+    return int(found.group(1)) if found else None
 
 
 def _temporary_name(target: Path, suffix: str) -> Path:

@@ -11,6 +11,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
 
 from sparse_vlm import atomic
 from sparse_vlm.atomic import atomic_directory, recover_directory, write_atomic
@@ -116,6 +117,7 @@ def test_an_error_leaves_the_old_file_and_no_litter(tmp_path: Path) -> None:
         OSError(errno.ENOSPC, "No space left on device"),
         OSError(errno.EDQUOT, "Disk quota exceeded"),
         RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"),
+        SafetensorError("Error while serializing: I/O error: Disk quota exceeded (os error 122)"),
     ],
 )
 def test_a_full_disk_is_one_sentence_and_loses_nothing(tmp_path: Path, error: Exception) -> None:
@@ -145,6 +147,15 @@ def test_a_disk_that_fills_at_the_last_flush_loses_nothing(
     with pytest.raises(OSError, match="the disk is full"):
         write_atomic(tmp_path / "a", "new")
     assert content(tmp_path) == {"a": "old"}
+
+
+def test_what_the_system_told_safetensors_is_an_error_of_the_system(tmp_path: Path) -> None:
+    said = "Error while serializing: I/O error: File too large (os error 27)"
+    with pytest.raises(OSError, match="File too large") as caught, atomic_directory(tmp_path / "d"):
+        raise SafetensorError(said)
+    assert (caught.value.errno, caught.value.filename) == (errno.EFBIG, str(tmp_path / "d"))
+    with pytest.raises(SafetensorError, match="no tensors"), atomic_directory(tmp_path / "d"):
+        raise SafetensorError("no tensors")
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
