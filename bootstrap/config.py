@@ -199,8 +199,9 @@ class HeldoutSettings:
         split: as ``data.split``.
         column: as ``data.column``.
         truth: how to know the right class: ``"none"``, ``"index_prefix"`` (file names begin with the class
-            index and an underscore), or a JSON file from each picture's file name, or its path below the
-            folder, to its class index (perhaps under the key ``labels``).
+            index and an underscore), ``"folders"`` (a folder for each class, numbered in the order of their
+            names, as ImageNet's validation pictures usually lie), or a JSON file from each picture's file
+            name, or its path below the folder, to its class index (perhaps under the key ``labels``).
         classes: JSON file with ``classes`` and ``templates`` for zero-shot classification by a teacher
             with a text side.
         limit: at most so many pictures, evenly spaced in the order of their paths.

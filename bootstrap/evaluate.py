@@ -31,6 +31,7 @@ from .data import (
     read_in_order,
 )
 from .data.decode import BadPictureError, decode_picture
+from .data.folder import FolderSource
 from .teacher import Teacher
 
 _MAX_PIXELS = 80_000_000
@@ -204,6 +205,9 @@ class HeldOut:
                     f"{strange[0]!r}"
                 )
             return self._check_truth(names, [int(name.split("_")[0]) for name in names])
+        if truth == "folders":
+            numbers = self._number_folders()
+            return self._check_truth(names, [numbers[name.split("/")[0]] for name in names])
         table = _read_json(truth, "heldout.truth")
         table = table.get("labels", table) if isinstance(table, dict) else table
         if not isinstance(table, dict):
@@ -225,13 +229,37 @@ class HeldOut:
             )
         return self._check_truth(names, [table[key] for key in keys])
 
+    def _number_folders(self) -> dict[str, int]:
+        """The class of each folder of pictures: its place in the order of their names.
+
+        Raises:
+            ValueError: if there are not as many as classes: places would mean nothing.
+        """
+        source, classes = self.source, self._count_classes()
+        places = {source.name(index).rpartition("/")[0].split("/")[0] for index in range(len(source))}
+        if not isinstance(source, FolderSource):
+            found = "is no folder"
+        elif "" in places:
+            found = "has pictures that lie in none"
+        else:
+            found = f"has {len(places)}"
+        if found != f"has {classes}":
+            raise ValueError(
+                f"heldout.truth='folders' needs a folder with {classes} folders of pictures, one for each "
+                f"class in the order of their names, and heldout.source {source.title!r} {found}"
+            )
+        return {place: number for number, place in enumerate(sorted(places))}
+
+    def _count_classes(self) -> int:
+        return self.teacher_pooled.shape[1] if self.labels is None else len(self.labels)
+
     def _check_truth(self, names: Sequence[str], numbers: Sequence[Any]) -> Tensor:
         """One class number for each picture.
 
         Raises:
             ValueError: for what is no class number of the teacher's.
         """
-        classes = self.teacher_pooled.shape[1] if self.labels is None else len(self.labels)
+        classes = self._count_classes()
         # A number may be text, as in lists that spreadsheets wrote.
         numbers = [int(n) if isinstance(n, str) and n.isascii() and n.isdigit() else n for n in numbers]
         for name, number in zip(names, numbers, strict=True):

@@ -264,6 +264,29 @@ def test_pictures_of_one_name_are_told_apart_by_their_paths(
         read([0, 1])
 
 
+def test_folders_are_classes_in_the_order_of_their_names(
+    teacher: Teacher, classes: str, twins: Path, tmp_path: Path
+) -> None:
+    speaking = _Speaking(teacher.trunk)
+
+    def read(place: Path, limit: int = 1000) -> Any:
+        settings = HeldoutSettings(source=str(place), truth="folders", classes=classes, limit=limit)
+        return HeldOut(settings, speaking).truth
+
+    with pytest.raises(ValueError, match=r"a folder with 3 folders of pictures, .*twins' has 2$"):
+        read(twins)
+    (twins / "bird" / "below").mkdir(parents=True)
+    shutil.copy(twins / "cat" / "1.png", twins / "bird" / "below" / "2.png")
+    assert read(twins).tolist() == [0, 1, 2]
+    assert read(twins, limit=2).tolist() == [0, 1]  # a folder whose pictures are not looked at counts
+    shutil.copy(twins / "cat" / "1.png", twins / "1.png")
+    with pytest.raises(ValueError, match="has pictures that lie in none"):
+        read(twins)
+    write_tar(tmp_path / "a.tar", {"cat/1.png": (twins / "1.png").read_bytes()})
+    with pytest.raises(ValueError, match=r"a\.tar' is no folder"):
+        read(tmp_path / "a.tar")
+
+
 def test_held_out_rows_of_a_split_are_known_by_their_pictures(
     teacher: Teacher, classes: str, picture_folder: Path, tmp_path: Path
 ) -> None:
