@@ -12,6 +12,7 @@ import hashlib
 import io
 import logging
 import os
+import sys
 import tarfile
 import zipfile
 from collections import OrderedDict
@@ -21,6 +22,7 @@ from typing import NamedTuple
 
 import braceexpand
 import numpy as np
+from tqdm import tqdm
 
 from bootstrap.data.decode import EXTENSIONS, BadPictureError
 from bootstrap.data.names import PackedNames
@@ -33,6 +35,8 @@ _log = logging.getLogger(__name__)
 
 _INDEX_VERSION = "5"
 _MOST_OPEN_FILES = 64
+# Before the bar of a listing appears.
+_QUIET_SECONDS = 5.0
 _TAR_NAMES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 
 
@@ -91,7 +95,7 @@ class TarSource:
     def __init__(self, shards: list[str], title: str) -> None:
         self.title = title
         self.shards = shards
-        indices = [_load_or_build_index(shard) for shard in shards]
+        indices = _list_tars(shards)
         for shard, index in zip(shards, indices, strict=True):
             if index.damage:
                 found = len(index.names)
@@ -203,6 +207,30 @@ def _warn_of_left_out(title: str, indices: Sequence[TarIndex]) -> None:
         )
     if links:
         _log.warning("%s: %d links to pictures are left out: write the tar without links", title, links)
+
+
+def _list_tars(shards: Sequence[str]) -> list[TarIndex]:
+    """The lists of all tars, with a bar where that takes its time.
+
+    Each process of a run begins at another tar, so that together they list each one once and find the others'
+    lists remembered.
+    """
+    rank, processes = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    first = len(shards) * rank // processes
+    found: dict[int, TarIndex] = {}
+    with tqdm(
+        total=len(shards),
+        unit="tar",
+        desc="listing tars",
+        leave=False,
+        delay=_QUIET_SECONDS,
+        mininterval=1 if sys.stderr.isatty() else 30,
+        disable=rank != 0,
+    ) as bar:
+        for place in (*range(first, len(shards)), *range(first)):
+            found[place] = _load_or_build_index(shards[place])
+            bar.update()
+    return [found[place] for place in range(len(shards))]
 
 
 def build_index(shard: str) -> TarIndex:

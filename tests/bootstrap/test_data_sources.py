@@ -199,6 +199,30 @@ def test_tar_index_is_remembered_until_the_tar_changes(shards: Path, monkeypatch
     assert len(open_tars(str(shards))) == 9  # type: ignore[arg-type]
 
 
+def test_processes_list_tars_side_by_side(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(5):
+        files.write_tar(tmp_path / f"{number}.tar", {f"{number}.jpg": files.jpeg(number)})
+    listed: list[str] = []
+
+    def build(shard: str) -> Any:
+        listed.append(Path(shard).stem)
+        return build_index(shard)
+
+    monkeypatch.setattr("bootstrap.data.tars.build_index", build)
+    monkeypatch.setattr("bootstrap.data.tars._QUIET_SECONDS", 0.0, raising=False)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    fingerprints = []
+    for rank, cache in (("1", "a"), ("0", "b"), ("0", "a")):
+        monkeypatch.setenv("RANK", rank)
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / cache))
+        fingerprints.append(open_tars(str(tmp_path)).fingerprint())
+        assert ("listing tars" in capsys.readouterr().err) == (rank == "0")
+    assert "".join(listed) == "23401" + "01234"  # and none once more
+    assert len(set(fingerprints)) == 1
+
+
 def test_pictures_that_a_tar_hides_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     frames = {f"img.{number:04}.jpg": files.jpeg(number) for number in range(3)}
     files.write_tar(tmp_path / "frames.tar", frames)
