@@ -27,7 +27,7 @@ from sparse_vlm.inherit import InheritPlan, freeze
 from sparse_vlm.settings import SettingsError, build_settings, expand_home, settings_to_dict
 
 from .config import BootstrapConfig, read_config
-from .data import PictureSource, PictureStream, build_stream, check_outside
+from .data import AnySource, PictureSource, PictureStream, build_stream, check_outside
 from .distributed import TorchEngine, build_engine, is_left_behind
 from .evaluate import HeldOut, draw_focus
 from .figures import describe_end, format_figures
@@ -111,7 +111,7 @@ class _Bootstrap:
         self.tower_hash, self.teacher_hash = hash_tower(weights), hash_teacher(weights)
         student = config.student
         self.plan = InheritPlan.thirds(self.teacher.spec.depth, student.drop, student.tune, student.freeze)
-        self.stream = self._open_stream(engine.rank, engine.world_size)
+        self.stream = self._open_stream(engine.rank, engine.world_size, None)
         if config.heldout.source is not None:
             check_outside(out, self.stream.source)
         checkpoints = list_checkpoints(self.checkpoints)
@@ -186,7 +186,7 @@ class _Bootstrap:
         finally:
             self.log.close()
 
-    def _open_stream(self, rank: int, world_size: int) -> PictureStream:
+    def _open_stream(self, rank: int, world_size: int, source: AnySource | None) -> PictureStream:
         config = self.config
         return build_stream(
             config.data,
@@ -194,6 +194,7 @@ class _Bootstrap:
             config.batch_size,
             rank,
             world_size,
+            source,
             pin_memory=self.engine.device.type == "cuda",
         )
 
@@ -202,7 +203,7 @@ class _Bootstrap:
         if self.resumed is not None:
             return load_spreads(self.resumed), None
         batches: list[torch.Tensor] = []
-        for batch in self._open_stream(0, 1):
+        for batch in self._open_stream(0, 1, self.stream.source):  # millions of files are not listed twice
             batches.append(batch.images.to(self.engine.device))
             if sum(map(len, batches)) >= _MEASURED_PICTURES:
                 break

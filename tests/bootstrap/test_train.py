@@ -22,6 +22,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from bootstrap.config import read_config
+from bootstrap.data import open_source
 from bootstrap.evaluate import HeldOut
 from bootstrap.log import read_log
 from bootstrap.loop import _check_weights
@@ -491,6 +492,13 @@ def test_the_number_of_workers_is_not_in_the_weights(write_run: Write, picture_f
         encoder = bootstrap(read_config(write_run(f"run{workers}", steps=1, data=data)))
         weights.append((encoder / "model.safetensors").read_bytes())
     assert weights[0] == weights[1]
+
+
+def test_a_run_lists_its_pictures_once(write_run: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = Mock(side_effect=open_source)
+    monkeypatch.setattr("bootstrap.data.stream.open_source", opened)
+    bootstrap(read_config(write_run(steps=1)))
+    assert opened.call_count == 1
 
 
 def test_as_many_workers_read_held_out_pictures(
