@@ -6,6 +6,7 @@ import json
 import math
 import os
 import shutil
+import uuid
 import weakref
 from contextlib import suppress
 from pathlib import Path
@@ -191,7 +192,7 @@ class StoredTargets:
         if not path.exists():
             # A sparse file: rows that are never asked for take no room. It appears with its full size, and
             # where several processes make it, one of them wins.
-            part = path.with_name(f"{name}.{os.getpid()}.part")
+            part = path.with_name(f"{name}.{uuid.uuid4().hex}.part")  # containers number processes alike
             with explain_full_disk(path), part.open("wb") as file:
                 if dtype is np.uint8:
                     file.write(bytes(size))  # marks are read before they are written: they need their room

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -24,6 +25,7 @@ from bootstrap.evaluate import HeldOut
 from bootstrap.lock import lock_directory
 from bootstrap.log import read_log
 from bootstrap.state import list_checkpoints
+from bootstrap.targets import StoredTargets
 from bootstrap.train import _warn_of_bf16, bootstrap
 from sparse_vlm import load_encoder
 
@@ -55,6 +57,25 @@ def test_a_store_that_the_disk_has_no_room_for_is_not_begun(
     assert bootstrap(read_config(path)).is_dir()
     _fill_disk(monkeypatch, free=0)
     assert bootstrap(read_config(write_run("again", steps=6, **stored))).is_dir()
+
+
+def test_processes_of_one_number_on_two_machines_make_one_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = object.__new__(StoredTargets)
+    store.folder = tmp_path
+    link, others = os.link, []
+
+    def link_after_another(source: Path, target: Path) -> None:
+        if not others:
+            others.append("the other machine's process")
+            store._make("mid.f16", np.float16, (3, 4))
+        link(source, target)
+
+    monkeypatch.setattr(os, "link", link_after_another)
+    made = store._make("mid.f16", np.float16, (3, 4))
+    assert made.stat().st_size == 24
+    assert list(tmp_path.iterdir()) == [made]
 
 
 def test_a_disk_that_fills_while_targets_are_stored_is_said(
