@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sparse_vlm.preemption import StoppedError, StopRequest
+
 from .config import BootstrapConfig
 from .data import PictureBatch, PictureStream
 from .distributed import TorchEngine
@@ -34,7 +36,9 @@ class Run:
         average: moving average of the weights, or None.
         log: progress bar, JSONL, TensorBoard.
         step: steps done.
-        every: called with the number of steps done after each step: evaluation, figures, checkpoints.
+        every: called after each step with the number of steps done, and whether the run ends there because it
+            was asked to: evaluation, figures, checkpoints.
+        stop: whether the run is asked to end.
     """
 
     config: BootstrapConfig
@@ -46,7 +50,8 @@ class Run:
     average: WeightAverage | None
     log: RunLog
     step: int
-    every: Callable[[int], None]
+    every: Callable[[int, bool], None]
+    stop: StopRequest
 
 
 def run_loop(run: Run) -> None:
@@ -54,6 +59,8 @@ def run_loop(run: Run) -> None:
 
     Raises:
         FloatingPointError: if loss or gradients are no longer numbers; nothing is written after that.
+        StoppedError: if it was asked to end, after a checkpoint. Several processes have to agree, which they
+            do when they log.
     """
     config, engine = run.config, run.engine
     warmup = round(config.objective.warmup * config.steps)
@@ -88,14 +95,16 @@ def run_loop(run: Run) -> None:
         run.log.advance(pictures)
         logs = done % config.log_every == 0 or done == config.steps
         others = (config.save_every, config.heldout.every)
-        if logs or any(every > 0 and done % every == 0 for every in others):
+        stops = run.stop.asked and engine.world_size == 1
+        if logs or stops or any(every > 0 and done % every == 0 for every in others):
             # The one place where the loop waits for the device.
             own = {name: float(value) for name, value in totals.items()}
             # Each process has seen pictures of its own.
             skipped = run.stream.skipped
-            told = engine.gather((own, (skipped.seen, skipped.total)))
-            parts = [figures for figures, _ in told]
-            skipped.check_all([tally for _, tally in told])
+            told = engine.gather((own, (skipped.seen, skipped.total), run.stop.asked))
+            parts = [figures for figures, _, _ in told]
+            skipped.check_all([tally for _, tally, _ in told])
+            stops = any(asked for _, _, asked in told)
             figures = {name: sum(part[name] for part in parts) / len(parts) for name in own}
             # Before a checkpoint too, which would keep what is broken, and before an evaluation.
             _check_finite(figures, done, engine)
@@ -105,7 +114,9 @@ def run_loop(run: Run) -> None:
                 figures["waited_for_data_s"] = waited
                 run.log.write(done, figures)
                 waited = 0.0
-        run.every(done)
+        run.every(done, stops)
+        if stops and done < config.steps:
+            raise StoppedError(f"stopped after step {done}, as it was asked to")
 
 
 def draw_count(config: BootstrapConfig, step: int) -> int | None:

@@ -24,6 +24,7 @@ from sparse_vlm.checkpoint import build_encoder, load_encoder
 from sparse_vlm.encoder import SparseFormer
 from sparse_vlm.fingerprint import hash_tower
 from sparse_vlm.inherit import InheritPlan, freeze
+from sparse_vlm.preemption import StoppedError, StopRequest
 from sparse_vlm.settings import SettingsError, build_settings, expand_home, settings_to_dict
 
 from .config import BootstrapConfig, read_config
@@ -168,20 +169,22 @@ class _Bootstrap:
         try:
             if self._is_evaluated_after(self.step) and not self.log.has("heldout", self.step):
                 self._evaluate(self.step)  # what ended the run before came between checkpoint and figures
-            run_loop(
-                Run(
-                    self.config,
-                    self.engine,
-                    self.student,
-                    self.optimiser,
-                    self._build_targets(),
-                    self.stream,
-                    self.average,
-                    self.log,
-                    self.step,
-                    self._every,
+            with StopRequest() as stop:
+                run_loop(
+                    Run(
+                        self.config,
+                        self.engine,
+                        self.student,
+                        self.optimiser,
+                        self._build_targets(),
+                        self.stream,
+                        self.average,
+                        self.log,
+                        self.step,
+                        self._every,
+                        stop,
+                    )
                 )
-            )
             return self._finish(time.time() - started)
         finally:
             self.log.close()
@@ -273,10 +276,10 @@ class _Bootstrap:
             live, settings.store, len(source), data.views or 1, made_for, settings.max_gigabytes, left
         )
 
-    def _every(self, done: int) -> None:
+    def _every(self, done: int, stops: bool) -> None:
         config, last = self.config, done == self.config.steps
         # Saved first: whatever ends an evaluation must not take the steps before it along.
-        if last or (config.save_every and done % config.save_every == 0):
+        if last or stops or (config.save_every and done % config.save_every == 0):
             save_state(
                 self.checkpoints,
                 done,
@@ -288,7 +291,7 @@ class _Bootstrap:
                 config.keep_checkpoints,
                 self.teacher_hash,
             )
-        if self._is_evaluated_after(done):
+        if self._is_evaluated_after(done) and not stops:  # the next start does it
             self._evaluate(done)
 
     def _is_evaluated_after(self, done: int) -> bool:
@@ -466,6 +469,9 @@ def main(arguments: list[str] | None = None) -> None:
         raise SystemExit(
             f"bootstrap: process {rank} stops because another one has ended; what that one says is the reason"
         ) from None
+    except StoppedError as error:
+        print(f"bootstrap: {error}; the same command goes on from there", file=sys.stderr)
+        raise SystemExit(143) from None
     except KeyboardInterrupt:
         if config is None:
             raise SystemExit(130) from None

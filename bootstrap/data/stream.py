@@ -17,6 +17,7 @@ from bootstrap.data.skipped import SkippedPictures
 from bootstrap.data.source import AnySource, PictureSource
 from bootstrap.data.tasks import Planner, Position, Task, Wanted
 from bootstrap.data.views import EvalView, TrainView
+from sparse_vlm.preemption import ignore_in_worker
 from sparse_vlm.transform import TransformConfig
 
 # Encoded picture, index, view -> (3, H, W).
@@ -286,6 +287,7 @@ def _run(
         collate_fn=_as_is,
         pin_memory=pin_memory,
         prefetch_factor=3,
+        worker_init_fn=ignore_in_worker,
         generator=torch.Generator(),  # the seed that workers get is not drawn from what the run draws from
     )
     yield from loader

@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,13 +27,24 @@ from bootstrap.train import bootstrap, main
 Write = Callable[..., Path]
 
 
-def _torchrun(path: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
+def _start(path: Path, *overrides: str) -> subprocess.Popen[str]:
     command = [
         *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"),
         *("-m", "bootstrap.train", str(path), *overrides),
     ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, capture_output=True, text=True, timeout=240, check=False, env=environment)
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+
+
+def _torchrun(path: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
+    process = _start(path, *overrides)
+    try:
+        out, err = process.communicate(timeout=240)
+    finally:
+        process.kill()
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
 @pytest.mark.slow
@@ -66,6 +78,33 @@ def test_two_processes_train_one_student_and_resume(write_run: Write, tmp_path: 
     (tmp_path / "whole" / "encoder").rmdir()
     with pytest.raises(ValueError, match="was written by 2 processes, this run has 1"):
         bootstrap(read_config(tmp_path / "whole.yaml"))
+
+
+@pytest.mark.slow
+def test_two_processes_agree_where_they_end_when_they_are_asked_to(write_run: Write, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"steps": 120, "save_every": 0, "batch_size": 2, "log_every": 4}
+    whole = _torchrun(write_run("whole", **settings))
+    assert whole.returncode == 0, whole.stderr[-2000:]
+    path, log = write_run("stopped", **settings), tmp_path / "stopped" / "log.jsonl"
+    process = _start(path)
+    deadline = time.time() + 120
+    while not log.is_file() or not log.read_text():
+        assert process.poll() is None, "the run ended before it was asked to"
+        assert time.time() < deadline
+        time.sleep(0.005)
+    process.terminate()  # torchrun passes it on
+    _, said = process.communicate(timeout=120)
+    (checkpoint,) = list_checkpoints(tmp_path / "stopped" / "checkpoints")
+    step = int(checkpoint.name.removeprefix("step_"))
+    assert step < 120
+    assert step % 4 == 0
+    assert f"bootstrap: stopped after step {step}, as it was asked to" in said
+    again = _torchrun(path)
+    assert again.returncode == 0, again.stderr[-2000:]
+    first, second = (
+        load_file(tmp_path / name / "encoder" / "model.safetensors") for name in ("whole", "stopped")
+    )
+    assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 @pytest.mark.slow

@@ -114,7 +114,8 @@ def test_killed_at_any_moment_it_goes_on_bit_equal(write_run: Write, tmp_path: P
     bootstrap(read_config(write_run("whole", **settings)))
     path = write_run("killed", **settings)
     command = [sys.executable, "-m", "bootstrap.train", str(path)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    # Sums are bit-equal where as many threads share them.
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
     process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
     deadline = time.time() + 120
     while not list_checkpoints(tmp_path / "killed" / "checkpoints"):
@@ -128,6 +129,46 @@ def test_killed_at_any_moment_it_goes_on_bit_equal(write_run: Write, tmp_path: P
     _assert_equal(_weights(tmp_path / "whole"), _weights(tmp_path / "killed"))
     steps = [line["step"] for line in read_log(tmp_path / "killed" / "log.jsonl")]
     assert steps == list(range(1, 31))
+
+
+@pytest.mark.parametrize("everybody", [False, True])
+def test_asked_to_end_it_writes_a_checkpoint_and_goes_on_bit_equal(
+    write_run: Write, picture_folder: Path, heldout_folder: Path, tmp_path: Path, everybody: bool
+) -> None:
+    settings = {
+        "steps": 40,
+        "save_every": 0,
+        "heldout": {"source": str(heldout_folder), "every": 10, "limit": 4},
+        "data": {"source": str(picture_folder), "workers": 1},
+        "optimiser": {"ema": 0.9, "warmup_steps": 5},
+    }
+    bootstrap(read_config(write_run("whole", **settings)))
+    path = write_run("stopped", **settings)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "bootstrap.train", str(path)], stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}, start_new_session=True,
+    )  # fmt: skip
+    log, deadline = tmp_path / "stopped" / "log.jsonl", time.time() + 120
+    while not log.is_file() or log.read_text().count("\n") < 3:
+        assert process.poll() is None, "the run ended before it was asked to"
+        assert time.time() < deadline
+        time.sleep(0.005)
+    if everybody:  # its loader's worker, too
+        os.killpg(process.pid, signal.SIGTERM)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 143, said
+    (checkpoint,) = list_checkpoints(tmp_path / "stopped" / "checkpoints")
+    step = int(checkpoint.name.removeprefix("step_"))
+    assert step < 40
+    assert said.splitlines()[-1] == (
+        f"bootstrap: stopped after step {step}, as it was asked to; the same command goes on from there"
+    )
+    bootstrap(read_config(path))
+    _assert_equal(_weights(tmp_path / "whole"), _weights(tmp_path / "stopped"))
+    steps = [line["step"] for line in read_log(log) if line["kind"] == "train"]
+    assert steps == list(range(1, 41))
+    assert [line["step"] for line in read_log(log) if line["kind"] == "heldout"] == [10, 20, 30, 40]
 
 
 def test_a_checkpoints_encoder_is_what_is_evaluated(write_run: Write, tmp_path: Path) -> None:
