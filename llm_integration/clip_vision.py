@@ -71,8 +71,8 @@ def load_clip_vision(directory: str | Path) -> tuple[CLIPVisionModel, TransformC
         raise ValueError(
             f"{folder}: these weights are missing: {', '.join(sorted(report['missing_keys'])[:8])}"
         )
-    size = model.config.image_size
-    return model.eval(), from_preprocessor_dict(read_json(folder / "preprocessor_config.json"), size)
+    described = folder / "preprocessor_config.json"
+    return model.eval(), from_preprocessor_dict(read_json(described), str(described))
 
 
 def _load_open_clip(folder: Path) -> tuple[CLIPVisionModel, TransformConfig]:

@@ -74,6 +74,9 @@ def test_a_directory_of_transformers(tmp_path: Path) -> None:
     CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=32).save_pretrained(tmp_path / "clip")
     model, transform = load_clip_vision(tmp_path / "clip")
     assert (count_patches(model), transform.height) == (16, 32)
+    (tmp_path / "clip" / "preprocessor_config.json").write_text('{"image_processor_type": "Strange"}')
+    with pytest.raises(ValueError, match=r"clip/preprocessor_config\.json: image processor 'Strange' is not"):
+        load_clip_vision(tmp_path / "clip")
 
 
 def change_config(folder: Path, change: Callable[[dict[str, Any]], None]) -> Path:
