@@ -101,15 +101,7 @@ def _load_open_clip(folder: Path) -> tuple[CLIPVisionModel, TransformConfig]:
     )
     model = CLIPVisionModel(config)
     model.load_state_dict(convert_open_clip(load_file(folder / _OPEN_CLIP[1])), strict=True)
-    defaults = TransformConfig(image_size=vision["image_size"])
-    transform = TransformConfig(
-        image_size=vision["image_size"],
-        resize=pixels.get("resize_mode", "shortest"),
-        interpolation=pixels.get("interpolation", "bicubic"),
-        mean=tuple(pixels.get("mean", defaults.mean)),
-        std=tuple(pixels.get("std", defaults.std)),
-    )
-    return model.eval(), transform
+    return model.eval(), TransformConfig.from_open_clip({**pixels, "size": vision["image_size"]})
 
 
 def convert_open_clip(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -17,6 +17,7 @@ from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionMode
 from llm_integration.assemble import main
 from llm_integration.clip_vision import convert_open_clip, count_patches, load_clip_vision
 from llm_integration.generate import answer, load_chat
+from sparse_vlm import TransformConfig
 
 SHIPPED = Path(__file__).resolve().parents[2] / "assets" / "scenes_clip"
 
@@ -77,6 +78,15 @@ def test_a_directory_of_transformers(tmp_path: Path) -> None:
     (tmp_path / "clip" / "preprocessor_config.json").write_text('{"image_processor_type": "Strange"}')
     with pytest.raises(ValueError, match=r"clip/preprocessor_config\.json: image processor 'Strange' is not"):
         load_clip_vision(tmp_path / "clip")
+
+
+def test_open_clips_pixel_settings_are_read_as_open_clip_reads_them(tmp_path: Path) -> None:
+    pixels = {"interpolation": "random", "mean": None, "std": None, "resize_mode": None}
+    folder = tmp_path / "clip"
+    shutil.copytree(SHIPPED, folder)
+    path = folder / "open_clip_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "preprocess_cfg": pixels}))
+    assert load_clip_vision(folder)[1].prepares_like(TransformConfig(image_size=96))
 
 
 def change_config(folder: Path, change: Callable[[dict[str, Any]], None]) -> Path:
