@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from PIL.JpegImagePlugin import JpegImageFile
 from transformers import CLIPImageProcessorPil
 
 from llm_integration.assemble import load_llm
@@ -467,21 +466,18 @@ def test_bad_records_in_tars_are_named(tmp_path: Path, bpe: Any, caplog: pytest.
         assert wanted in caplog.text
 
 
-@pytest.mark.parametrize("broken", [struct.error("unpack"), EOFError("ended"), zlib.error("inflate")])
-def test_whatever_a_broken_picture_raises_is_a_bad_record(
-    folder: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: Exception
-) -> None:
-    def fail(self: Image.Image) -> None:
-        raise broken
-
-    tar = _tar(
-        tmp_path / "s.tar",
-        {"0.json": json.dumps(GOOD).encode(), "0.jpg": (folder(GOOD).parent / "good.jpg").read_bytes()},
-    )
-    monkeypatch.setattr(JpegImageFile, "load", fail)
-    for source in (FolderSource(folder(GOOD)), TarSource([tar])):
-        with pytest.raises(BadRecordError, match=f"good.jpg is broken .{broken}"):
-            source.open_picture(0, "good.jpg")
+def test_a_picture_is_broken_alike_in_a_tar_and_in_a_folder(folder: Any, tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(buffer, "PNG")
+    # An empty gamma chunk before the end: Pillow raises struct.error as it loads.
+    empty = struct.pack(">I4sI", 0, b"gAMA", zlib.crc32(b"gAMA"))
+    broken = buffer.getvalue()[:-12] + empty + buffer.getvalue()[-12:]
+    path = folder({**GOOD, "image": "0.png"})
+    (path.parent / "0.png").write_bytes(broken)
+    members = {"0.json": json.dumps({**GOOD, "image": "0.png"}).encode(), "0.png": broken}
+    for source in (FolderSource(path), TarSource([_tar(tmp_path / "s.tar", members)])):
+        with pytest.raises(BadRecordError, match=r"its picture \S*0\.png is broken"):
+            source.open_picture(0, "0.png")
 
 
 def test_batches(folder: Any, bpe: Any) -> None:
