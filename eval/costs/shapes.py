@@ -177,7 +177,7 @@ def build_subject(
             keeps its own and lends none.
 
     Raises:
-        InputError: If the name is none of these.
+        InputError: If the name is none of these, or its directory holds another model or a broken one.
     """
     towers, llms = list_towers(), list_llms()
     if llm not in llms:
@@ -190,13 +190,16 @@ def build_subject(
             f"There is no tower {name!r}: name one of {', '.join(towers)}, an encoder directory, or a LLaVA "
             "directory."
         )
-    if (folder / "processor_config.json").is_file():
-        loaded: Any = load_llava(folder, dtype)
-        model = loaded.to(device)
-        processor = load_processor(folder)
-        size = measure_pictures(processor)
-        return Subject(name, model.eval(), size, count_image_tokens(processor))
-    encoder = load_encoder(folder)
+    try:
+        if (folder / "processor_config.json").is_file():
+            loaded: Any = load_llava(folder, dtype)
+            model = loaded.to(device)
+            processor = load_processor(folder)
+            size = measure_pictures(processor)
+            return Subject(name, model.eval(), size, count_image_tokens(processor))
+        encoder = load_encoder(folder)
+    except ValueError as error:
+        raise InputError(str(error)) from error
     config = SparseFormerVisionConfig(
         architecture=encoder.config.to_dict(),
         pooling_head=False,

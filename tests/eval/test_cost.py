@@ -271,6 +271,12 @@ def test_unknown_names_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert set(list_llms()) == {"tiny", "0.5b", "1.5b", "7b", "13b"}
 
 
+def test_a_directory_of_another_model_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    llama = Path(__file__).resolve().parents[2] / "assets" / "scenes_llama"
+    assert main(["--model", str(llama), "--count-only"]) == 2
+    assert "scenes_llama/config.json does not describe a sparse_vlm encoder" in capsys.readouterr().err
+
+
 def test_an_encoder_directory_and_a_llava_directory(encoder_dir: Path, llava_dir: Path) -> None:
     of_encoder = count_costs(build_subject(str(encoder_dir), "tiny", "meta", torch.float32), 8)
     assert of_encoder.visual_tokens == 9
