@@ -44,11 +44,12 @@ def _comparison(source: Source) -> str:
         f"Measured: median, quartiles as horizontal whiskers{f'; {esc(device)}' if device else ''}.",
     )
     training = points[0].get("training", {})
+    trainings = sorted({len(point.get("seeds", ())) for point in points} - {0})
     facts = [
         str(content["scorer"]),
         str(content.get("protocol", "")),
         *([f"{training['steps']} steps of {training['batch']} pictures"] if "steps" in training else []),
-        *([f"{len(training['seeds'])} trainings a point"] if "seeds" in training else []),
+        *([f"{' or '.join(map(str, trainings))} trainings a point"] if trainings[-1:] > [1] else []),
     ]
     skipped = name_skipped(content.get("skipped") or [])
     below = f'<p class="notes">Not applicable: {esc("; ".join(skipped))}.</p>' if skipped else ""

@@ -73,7 +73,8 @@ def _scores(**more: Shape) -> Shape:
 
 _POINT = fields(
     {
-        "training": fields({"seeds": each(count)}, steps=count, batch=count),
+        "training": fields(steps=count, batch=count),
+        "seeds": each(_ANY),
         "ours_minus": maybe(_SPAN),
         "random-picture": fields(figures=by_name(fields())),
     },

@@ -95,6 +95,8 @@ def make_pareto(folder: Path) -> Path:
         point: dict[str, Any] = {
             "method": method,
             "tokens": tokens,
+            "training": {"steps": 8, "batch": 4},
+            "seeds": [0, 1],
             "figures": {"accuracy": figure(share, 100)},
             "gmacs": {"tower": gmacs / 2, "total": gmacs},
             "ms": {"total": 10 * gmacs, "quartiles": [9 * gmacs, 12 * gmacs]},

@@ -136,6 +136,22 @@ def test_what_is_not_known_is_left_out_and_what_is_alike_is_said_once(runs: Path
     assert "Multiply-adds, counted; a question of 12 tokens." in page.read_text()
 
 
+def test_a_comparison_says_how_often_each_point_was_trained(runs: Path, tmp_path: Path) -> None:
+    page, path = tmp_path / "r.html", runs / "pareto" / "pareto.json"
+    report(runs, "-o", str(page), names=("pareto",))
+    assert "VQA v2 official; 8 steps of 4 pictures; 2 trainings a point<" in page.read_text()
+    content = json.loads(path.read_text())
+    content["points"][1]["seeds"] = [0, 1, 2]
+    path.write_text(json.dumps(content))
+    report(runs, "-o", str(page), names=("pareto",))
+    assert "; 2 or 3 trainings a point<" in page.read_text()
+    for point in content["points"]:
+        point["seeds"] = [0]
+    path.write_text(json.dumps(content))
+    report(runs, "-o", str(page), names=("pareto",))
+    assert "trainings a point<" not in page.read_text()
+
+
 def test_a_drawing_stands_above_a_table_that_is_much_longer(runs: Path, tmp_path: Path) -> None:
     page, path = tmp_path / "r.html", runs / "vit" / "scores.json"
     words = ["-o", str(page), "--examples", "0"]
