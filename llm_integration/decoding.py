@@ -93,8 +93,9 @@ class Draws(LogitsProcessor):
         """Scores (B, V) that are 0 for the token drawn and minus infinity for all others."""
         limited: Any = self.limits(input_ids, scores.float())  # type: ignore[arg-type]
         upto = limited.double().softmax(dim=-1).cumsum(dim=-1)
-        numbers = torch.tensor([[stream.random()] for stream in self.streams], device=scores.device)
+        # Doubles: as a float a number just below 1 would be 1, and no sum exceeds that.
+        numbers = upto.new_tensor([[stream.random()] for stream in self.streams])
         # The first token whose sum exceeds the number: one of no probability adds nothing to its own.
-        drawn = torch.searchsorted(upto, numbers.double() * upto[:, -1:], right=True)
+        drawn = torch.searchsorted(upto, numbers * upto[:, -1:], right=True)
         drawn = drawn.clamp(max=scores.shape[-1] - 1)
         return torch.full_like(scores, -torch.inf).scatter(1, drawn, 0.0)

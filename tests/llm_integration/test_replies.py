@@ -150,6 +150,18 @@ def test_tokens_are_drawn_as_often_as_they_are_likely() -> None:
     assert draw(temperature=1e-3)[0] == 1
 
 
+def test_the_largest_number_draws_no_token_that_cannot_be() -> None:
+    draws = Draws(GenerationConfig(top_k=0), 1.0, ["a"])
+
+    class Largest:
+        def random(self) -> float:
+            return 1 - 2**-53
+
+    draws.streams = [Largest()]  # type: ignore[list-item]
+    scores = torch.tensor([[0.0, 1.0, -torch.inf]])
+    assert draws(torch.zeros(1, 1, dtype=torch.long), scores).argmax() == 1
+
+
 def test_pictures_of_the_next_batch_are_read_while_one_is_answered(
     chat: Chat, picture: Image.Image, monkeypatch: pytest.MonkeyPatch
 ) -> None:
