@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -98,7 +99,7 @@ class LoraSettings:
     dropout: float = 0.05
 
     def __post_init__(self) -> None:
-        if self.rank < 0 or not 0 <= self.dropout < 1 or self.alpha <= 0:
+        if self.rank < 0 or not 0 <= self.dropout < 1 or not 0 < self.alpha < math.inf:
             raise ValueError("rank must be at least 0, alpha greater than 0, dropout in [0, 1)")
 
 
@@ -113,7 +114,7 @@ class OptimSettings:
         weight_decay: on matrices.
         warmup_fraction: part of all steps.
         schedule: ``cosine``, ``linear`` or ``constant``.
-        clip: gradient norm.
+        clip: gradients are scaled down to this norm.
     """
 
     learning_rate: float = 2e-5
@@ -125,13 +126,15 @@ class OptimSettings:
     clip: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.learning_rate <= 0 or self.weight_decay < 0 or not 0 <= self.warmup_fraction < 1:
-            raise ValueError(
-                "learning_rate must be greater than 0, weight_decay at least 0, warmup_fraction in [0, 1)"
-            )
+        if not 0 < self.learning_rate < math.inf or not 0 <= self.weight_decay < math.inf:
+            raise ValueError("learning_rate must be greater than 0, weight_decay at least 0, both finite")
+        if not 0 <= self.warmup_fraction < 1:
+            raise ValueError(f"warmup_fraction must be in [0, 1), got {self.warmup_fraction}")
+        if not self.clip > 0:
+            raise ValueError(f"clip must be greater than 0 (a large one clips nothing), got {self.clip}")
         for name in ("projector_learning_rate", "tower_learning_rate"):
             rate = getattr(self, name)
-            if rate is not None and rate <= 0:
+            if rate is not None and not 0 < rate < math.inf:
                 raise ValueError(f"{name} must be greater than 0, or null for learning_rate; got {rate}")
 
 
@@ -193,7 +196,9 @@ class TrainSettings:
     def __post_init__(self) -> None:
         if min(self.batch, self.accumulation, self.log_every, self.keep_checkpoints) < 1:
             raise ValueError("batch, accumulation, log_every and keep_checkpoints must be at least 1")
-        if self.epochs <= 0 or (self.max_steps is not None and self.max_steps < 1):
+        if self.checkpoint_every < 0:
+            raise ValueError(f"checkpoint_every must be 0 or more, got {self.checkpoint_every}")
+        if not 0 < self.epochs < math.inf or (self.max_steps is not None and self.max_steps < 1):
             raise ValueError("epochs must be greater than 0 and max_steps at least 1")
         seen = {path.resolve() for path in self.data.records}
         both = [str(path) for path in self.heldout.records if path.resolve() in seen]

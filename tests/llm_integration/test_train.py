@@ -684,6 +684,14 @@ def test_training_lowers_the_loss(build: Any, tmp_path: Path) -> None:
         (("data.max_lenght=3",), "did you mean 'data.max_length'"),
         (("batch=0",), "at least 1"),
         (("data.limit=0",), "limit must be at least 1"),
+        (("optim.learning_rate=NaN",), "learning_rate must be greater than 0"),
+        (("optim.weight_decay=NaN",), "weight_decay at least 0"),
+        (("optim.tower_learning_rate=Infinity", "tower=tuned"), "tower_learning_rate must be greater than 0"),
+        (("optim.clip=0",), "clip must be greater than 0"),
+        (("optim.clip=-1.0",), "clip must be greater than 0"),
+        (("lora.alpha=NaN",), "alpha greater than 0"),
+        (("epochs=NaN",), "epochs must be greater than 0"),
+        (("checkpoint_every=-1",), "checkpoint_every must be 0 or more"),
     ],
 )
 def test_settings_that_make_no_sense(build: Any, overrides: tuple[str, ...], message: str) -> None:
