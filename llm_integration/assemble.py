@@ -38,7 +38,7 @@ from sparse_vlm.fingerprint import hash_tensors
 from .clip_vision import count_patches, load_clip_vision
 from .decoding import drop_idle, keep_silent
 from .hf import build_vision_model
-from .load import check_known
+from .load import check_known, read_json
 from .processor import build_processor, ensure_padding
 from .templates import CHATML_TOKENS, IMAGE_MARK, TEMPLATES, add_end, build_template, find_stop
 
@@ -329,7 +329,7 @@ def check_place(out: Path, *sources: Path, over: Kind = "assembled") -> None:
 
     Raises:
         FileExistsError: if the place holds something else, or a training's result.
-        ValueError: if it is a source.
+        ValueError: if it is a source, or its ``assembly.json`` is damaged.
     """
     if any(out.resolve() == source.resolve() for source in sources):
         raise ValueError(f"{out} is what the model is made of and would be lost: name another directory")
@@ -351,7 +351,7 @@ def _kind_of(directory: Path) -> Kind:
     """What a model of ours in a directory is."""
     if (directory / RUN_FILE).is_file():
         return "trained"
-    facts = json.loads((directory / ASSEMBLY_FILE).read_text(encoding="utf-8"))
+    facts = read_json(directory / ASSEMBLY_FILE)
     if "steps" not in facts:
         return "assembled"
     return "exported" if "base" in facts else "trained"  # a run that trains everything leaves a plain LLaVA

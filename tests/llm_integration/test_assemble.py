@@ -26,6 +26,9 @@ from transformers.generation.configuration_utils import ALL_CACHE_IMPLEMENTATION
 
 import sparse_vlm
 from llm_integration.assemble import assemble, main, save_llava
+
+
+from llm_integration.assemble import assemble, check_place, main, save_llava
 from llm_integration.generate import load_chat
 from llm_integration.load import load_llava
 from llm_integration.processor import count_image_tokens, load_processor, pad_square
@@ -226,6 +229,13 @@ def test_assembly_says_where_its_parts_come_from(llava_dir: Path, encoder_dir: P
     assert facts["encoder"] == str(encoder_dir)
     assert facts["encoder_provenance"]["teacher"] == "none: formula weights"
     assert len(facts["tower_sha256"]) == 64
+
+
+@pytest.mark.parametrize("damaged", ["{", "[]"])
+def test_what_is_known_of_a_model_in_the_place_is_read_strictly(damaged: str, tmp_path: Path) -> None:
+    (tmp_path / "assembly.json").write_text(damaged)
+    with pytest.raises(ValueError, match=r"assembly\.json (is not valid JSON|must hold a JSON object)"):
+        check_place(tmp_path)
 
 
 @pytest.mark.parametrize(
