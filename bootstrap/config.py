@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 import yaml
@@ -15,6 +16,7 @@ from sparse_vlm.settings import SettingsError, build_settings, refuse_twice
 from .data.config import DataConfig
 from .muon import has_muon
 
+SettingsT = TypeVar("SettingsT")
 Precision = Literal["fp32", "bf16"]
 Engine = Literal["auto", "single", "ddp", "deepspeed"]
 
@@ -326,8 +328,18 @@ def read_config(path: str | Path, overrides: tuple[str, ...] = ()) -> BootstrapC
         raise FileNotFoundError(
             f"there is no configuration file {path}; see configs/bootstrap/ for those that come with it"
         )
+    return read_settings(BootstrapConfig, path, overrides)
+
+
+def read_settings(kind: type[SettingsT], path: Path, overrides: Sequence[str] = ()) -> SettingsT:
+    """Settings of any kind from a YAML file, with ``key.sub=value`` on top.
+
+    Raises:
+        ValueError: naming file, key and remedy.
+        OSError: if the file cannot be read.
+    """
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), refuse_twice(yaml.SafeLoader))
-    except (yaml.YAMLError, SettingsError) as error:
+    except (UnicodeDecodeError, yaml.YAMLError, SettingsError) as error:
         raise ValueError(f"{path} is not valid YAML: {error}") from error
-    return build_settings(BootstrapConfig, values, overrides, source=path, parse_value=yaml.safe_load)
+    return build_settings(kind, values, overrides, source=path, parse_value=yaml.safe_load)

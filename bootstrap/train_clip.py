@@ -21,7 +21,6 @@ from typing import Any
 
 import open_clip
 import torch
-import yaml
 from open_clip.loss import ClipLoss
 from open_clip.model import CLIP
 from open_clip.transformer import PatchDropout
@@ -30,6 +29,7 @@ from torch import nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from bootstrap.config import read_settings
 from bootstrap.memory import keep_freed_memory
 from bootstrap.scenes.clip_eval import class_embeddings, zero_shot_accuracy
 from bootstrap.scenes.clip_model import (
@@ -49,7 +49,7 @@ from bootstrap.scenes.scene import Scene, build_scene
 from bootstrap.scenes.text import caption
 from bootstrap.scenes.vocabulary import COLORS, SEEN_PAIRS, SHAPES, TEXTURES
 from sparse_vlm.atomic import write_atomic
-from sparse_vlm.settings import build_settings, settings_to_dict
+from sparse_vlm.settings import settings_to_dict
 
 log = logging.getLogger("bootstrap.train_clip")
 
@@ -305,10 +305,9 @@ def main(arguments: list[str] | None = None) -> int:
     logging.getLogger().setLevel(logging.WARNING)
     log.setLevel(logging.INFO)
     try:
-        content = yaml.safe_load(given.config.read_text())
-        config = build_settings(TrainClipConfig, content, given.overrides, given.config)
+        config = read_settings(TrainClipConfig, given.config, given.overrides)
         print(json.dumps(train(config), indent=2))
-    except (OSError, ValueError, FloatingPointError, yaml.YAMLError) as error:
+    except (OSError, ValueError, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

@@ -22,19 +22,19 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-import yaml
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.nn import functional as F
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PreTrainedTokenizerFast
 
+from bootstrap.config import read_settings
 from bootstrap.memory import keep_freed_memory
 from bootstrap.scenes.questions import AnswerBalance, ask
 from bootstrap.scenes.scene import Scene, build_scene
 from bootstrap.scenes.symbols import SymbolicEye, describe_cells
 from bootstrap.scenes.text import chat_record
 from sparse_vlm.atomic import atomic_directory, write_atomic
-from sparse_vlm.settings import build_settings, settings_to_dict
+from sparse_vlm.settings import settings_to_dict
 
 END = "</s>"
 OWNED = ("*.json", "*.jinja", "*.safetensors")
@@ -324,10 +324,9 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     keep_freed_memory()
     try:
-        content = yaml.safe_load(given.config.read_text(encoding="utf-8"))
-        config = build_settings(TrainLlamaConfig, content, given.overrides, given.config)
+        config = read_settings(TrainLlamaConfig, given.config, given.overrides)
         print(json.dumps(train(config), indent=2, default=str))
-    except (OSError, ValueError, FloatingPointError, yaml.YAMLError) as error:
+    except (OSError, ValueError, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

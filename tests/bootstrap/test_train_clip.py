@@ -203,6 +203,15 @@ def test_bad_recipes_end_with_one_sentence(tmp_path: Path, capsys: pytest.Captur
     assert "at 32 pixels" in capsys.readouterr().err
     assert main([str(tmp_path / "missing.yaml")]) == 1
     assert "missing.yaml" in capsys.readouterr().err
+    for content, complaint in (
+        (b"batch_size: 4\nbatch_size: 1\n", "'batch_size' is there twice"),
+        (b"# \xff\n", "utf-8"),
+    ):
+        (tmp_path / "bad.yaml").write_bytes(content)
+        assert main([str(tmp_path / "bad.yaml")]) == 1
+        error = capsys.readouterr().err
+        assert "bad.yaml is not valid YAML: " in error
+        assert complaint in error
 
 
 def test_the_recipe_in_configs_describes_the_shipped_weights():

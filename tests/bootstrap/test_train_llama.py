@@ -107,6 +107,9 @@ def test_the_recipe_trains_and_its_result_loads(tmp_path: Path, capsys: pytest.C
     assert prompt == "USER: What? ASSISTANT:"
     assert main([str(config), "model.heads=3"]) == 1
     assert "heads must divide width" in capsys.readouterr().err
+    config.write_text("steps: 4\nsteps: 0\n")
+    assert main([str(config)]) == 1
+    assert "c.yaml is not valid YAML: " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("steps", [1, 2, 8])
