@@ -158,6 +158,7 @@ class Batch(NamedTuple):
     Attributes:
         ids: (B, T) tokens; the padding token where a symbol stands.
         weights: (B, T) of each token as a target.
+        answers: (B, T) whether it is an answer's token.
         symbols: (B, T) whether a symbol stands there.
         kinds: (number of pictures, cells, 4), see `describe_cells`.
         numbers: (number of pictures, cells, 5).
@@ -165,6 +166,7 @@ class Batch(NamedTuple):
 
     ids: torch.Tensor
     weights: torch.Tensor
+    answers: torch.Tensor
     symbols: torch.Tensor
     kinds: torch.Tensor
     numbers: torch.Tensor
@@ -176,22 +178,26 @@ def build_batch(
     """Puts conversations into tokens, the symbols where LLaVA puts the picture: before the first question."""
     rows: list[list[int]] = []
     marks: list[list[float]] = []
+    told: list[list[bool]] = []
     cells = side * side
     for (_, turns), sees in zip(scenes, sighted, strict=True):
         ids: list[int] = []
         weights: list[float] = []
+        answers: list[bool] = []
         for place, (asked, said) in enumerate(turns):
             pieces = [f"USER: {asked} ASSISTANT:"]
             if sees and place == 0:
                 pieces = ["USER: ", f"\n{asked} ASSISTANT:"]
                 ids = tokenizer(pieces[0])["input_ids"] + [tokenizer.pad_token_id] * cells
-                weights = [0.0] * len(ids)
+                weights, answers = [0.0] * len(ids), [False] * len(ids)
             question = tokenizer(pieces[-1])["input_ids"]
             answer = tokenizer(f" {said}{END}")["input_ids"]
             ids += question + answer
             weights += [weight] * len(question) + [1.0] * len(answer)
+            answers += [False] * len(question) + [True] * len(answer)
         rows.append(ids)
         marks.append(weights)
+        told.append(answers)
     longest = max(map(len, rows))
     start = len(tokenizer("USER: ")["input_ids"])
     symbols = torch.zeros(len(rows), longest, dtype=torch.bool)
@@ -200,6 +206,7 @@ def build_batch(
     return Batch(
         torch.tensor([row + [tokenizer.pad_token_id] * (longest - len(row)) for row in rows]),
         torch.tensor([row + [0.0] * (longest - len(row)) for row in marks]),
+        torch.tensor([row + [False] * (longest - len(row)) for row in told]),
         symbols,
         torch.stack([kinds for kinds, _ in seen]) if seen else torch.zeros(0, cells, 4, dtype=torch.long),
         torch.stack([numbers for _, numbers in seen]) if seen else torch.zeros(0, cells, 5),
@@ -213,8 +220,7 @@ def compute_loss(model: Any, eye: SymbolicEye, batch: Batch) -> tuple[torch.Tens
     logits = model(inputs_embeds=embeddings).logits[:, :-1]
     targets, weights = batch.ids[:, 1:], batch.weights[:, 1:]
     losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view_as(targets)
-    answers = weights == 1.0
-    right = (logits.argmax(-1) == targets)[answers].float().mean()
+    right = (logits.argmax(-1) == targets)[batch.answers[:, 1:]].float().mean()
     return (losses * weights).sum() / weights.sum(), right
 
 

@@ -82,6 +82,8 @@ def test_symbols_stand_before_the_first_question_and_only_answers_count_whole() 
     loss, right = compute_loss(model, eye, batch)
     loss.backward()
     assert 0 <= right <= 1
+    whole = build_batch(scenes, tokenizer, 7, (True, False, True), 1.0)
+    assert compute_loss(model, eye, whole)[1] == right  # of answers, whatever questions weigh
     assert all(table.weight.grad.abs().sum() > 0 for table in eye.tables)
     blind = build_batch(scenes, tokenizer, 7, (False,) * 3, 0.2)
     assert not blind.symbols.any()
