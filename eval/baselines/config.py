@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -22,7 +23,7 @@ class SceneSettings:
         split: "heldout": the main object is of a pair that training never shows; "valid": new scenes of seen
             pairs.
         descriptions: Train on a description of each picture too, among its questions.
-        size: Side of the pictures in pixels.
+        size: Side of the pictures in pixels, at least 32.
         seed: Of the scenes.
     """
 
@@ -32,6 +33,10 @@ class SceneSettings:
     descriptions: bool = True
     size: int = 96
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.train < 1 or self.test < 1 or self.size < 32:
+            raise ValueError("train and test must be at least 1, and size at least 32")
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,12 @@ class LlamaSettings:
     heads: int = 4
     mlp_width: int = 256
     vocabulary: int = 2000
+
+    def __post_init__(self) -> None:
+        if min(self.width, self.depth, self.heads, self.mlp_width, self.vocabulary) < 1:
+            raise ValueError("width, depth, heads, mlp_width and vocabulary must be at least 1")
+        if self.width % self.heads:
+            raise ValueError(f"heads must divide width, and {self.heads} does not divide {self.width}")
 
 
 @dataclass(frozen=True)
@@ -92,6 +103,10 @@ class TrainSettings:
             raise ValueError("steps, batch and turns must be at least 1")
         if self.common_steps < 0:
             raise ValueError("common_steps must be 0 or more")
+        for name in ("lr", "projector_lr", "weight_decay", "warmup"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < math.inf:
+                raise ValueError(f"{name} must be a number of 0 or more, and is {value}")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ValueError("seeds must be one number or several different ones")
 

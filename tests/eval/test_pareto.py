@@ -349,6 +349,13 @@ def test_settings_refuse(tmp_path: Path) -> None:
         ("methods=[pool, pool]", "methods must be different ones, and pool comes more than once"),
         ("limit=0", "limit must be at least 1, and is 0"),
         ("limit=-5", "limit must be at least 1, and is -5"),
+        ("scenes.test=0", "train and test must be at least 1"),
+        ("scenes.size=31", "size at least 32"),
+        ("language.heads=3", "heads must divide width, and 3 does not divide 128"),
+        ("language.depth=0", "depth, heads, mlp_width and vocabulary must be at least 1"),
+        ("training.lr=.nan", "lr must be a number of 0 or more, and is nan"),
+        ("training.projector_lr=-1e-3", "projector_lr must be a number of 0 or more, and is -0.001"),
+        ("training.warmup=-1", "warmup must be a number of 0 or more, and is -1"),
     ):
         with pytest.raises(InputError, match=words):
             load_settings(file, [override])
