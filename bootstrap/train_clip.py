@@ -65,6 +65,8 @@ class Phase:
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise ValueError(f"phases: steps must be at least 1, got {self.steps}.")
+        if self.image_size < 1:
+            raise ValueError(f"phases: image_size must be at least 1, got {self.image_size}.")
         if not 0.0 <= self.patch_dropout < 1.0:
             raise ValueError(f"phases: patch_dropout is a fraction below 1, got {self.patch_dropout}.")
 
@@ -100,8 +102,12 @@ class TrainClipConfig:
     def __post_init__(self) -> None:
         if not self.phases or self.batch_size < 2:
             raise ValueError("There must be at least one phase, and batch_size must be at least 2.")
-        if self.eval_every < 1 or self.warmup_steps < 1:
-            raise ValueError("eval_every and warmup_steps must be at least 1.")
+        counts = ("eval_every", "warmup_steps", "eval_pictures", "final_pictures", "threads")
+        if any(getattr(self, name) < 1 for name in counts):
+            raise ValueError(f"{', '.join(counts[:-1])} and {counts[-1]} must be at least 1.")
+        for name in ("lr", "weight_decay", "prompt_weight"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be a number of 0 or more, got {getattr(self, name)}.")
         if self.pair_prompts_every < 1 or self.grey_every < 0 or self.grey_every == 1:
             raise ValueError("pair_prompts_every must be 1 or more, and grey_every 0 or at least 2.")
         full = self.model.image_size

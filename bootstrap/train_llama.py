@@ -100,12 +100,18 @@ class TrainLlamaConfig:
     model: LlamaShape = field(default_factory=LlamaShape)
 
     def __post_init__(self) -> None:
-        if min(self.steps, self.batch_size, self.tokenizer_scenes, self.final_scenes, *self.grids) < 1:
-            raise ValueError("steps, batch_size, grids, tokenizer_scenes and final_scenes must be at least 1")
+        counts = (self.steps, self.batch_size, self.tokenizer_scenes, self.final_scenes, *self.grids)
+        if not self.grids or min(counts) < 1:
+            raise ValueError(
+                "steps, batch_size, grids (one or more), tokenizer_scenes and final_scenes must be at least 1"
+            )
         if self.warmup_steps < 1:
             raise ValueError("warmup_steps must be at least 1")
-        if not 0 <= self.blind < 1 or self.question_weight < 0:
-            raise ValueError("blind must be in [0, 1) and question_weight at least 0")
+        if not 0 <= self.blind < 1:
+            raise ValueError("blind must be in [0, 1)")
+        for name in ("question_weight", "lr", "weight_decay"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be a number of 0 or more, got {getattr(self, name)}")
         if self.model.width % self.model.heads or self.model.heads % self.model.key_value_heads:
             raise ValueError("model: heads must divide width, and key_value_heads must divide heads")
 

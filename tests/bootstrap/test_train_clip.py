@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 from pathlib import Path
 
@@ -234,7 +235,19 @@ def test_shipped_weights_name_what_they_never_saw():
     assert figures["color_accuracy"] >= 0.85
 
 
-@pytest.mark.parametrize("setting", ["eval_every", "warmup_steps"])
+@pytest.mark.parametrize("setting", ["eval_every", "warmup_steps", "final_pictures", "threads"])
 def test_counts_that_are_divided_by_are_not_zero(setting: str) -> None:
     with pytest.raises(ValueError, match=f"{setting}.* must be at least 1"):
         TrainClipConfig(**{setting: 0})
+
+
+@pytest.mark.parametrize("setting", ["lr", "weight_decay", "prompt_weight"])
+@pytest.mark.parametrize("value", [-1.0, math.nan, math.inf])
+def test_rates_and_weights_are_numbers_of_0_or_more(setting: str, value: float) -> None:
+    with pytest.raises(ValueError, match=f"{setting} must be a number of 0 or more"):
+        TrainClipConfig(**{setting: value})
+
+
+def test_a_phase_has_pictures_of_a_size() -> None:
+    with pytest.raises(ValueError, match="image_size must be at least 1, got 0"):
+        Phase(1, 0)

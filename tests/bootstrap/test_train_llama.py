@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from itertools import islice
 from pathlib import Path
 
@@ -112,6 +113,18 @@ def test_the_recipe_trains_and_its_result_loads(tmp_path: Path, capsys: pytest.C
     config.write_text("steps: 4\nsteps: 0\n")
     assert main([str(config)]) == 1
     assert "c.yaml is not valid YAML: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("setting", ["question_weight", "lr", "weight_decay"])
+@pytest.mark.parametrize("value", [-1.0, math.nan, math.inf])
+def test_rates_and_weights_are_numbers_of_0_or_more(setting: str, value: float) -> None:
+    with pytest.raises(ValueError, match=f"{setting} must be a number of 0 or more"):
+        TrainLlamaConfig(**{setting: value})
+
+
+def test_there_is_a_grid() -> None:
+    with pytest.raises(ValueError, match=r"grids \(one or more\)"):
+        TrainLlamaConfig(grids=())
 
 
 @pytest.mark.parametrize("steps", [1, 2, 8])
