@@ -126,6 +126,9 @@ def read_json_or_lines(path: Path, damaged: list[str] | None = None, distinct_ke
 
     Returns:
         The document, or the list of the lines' objects.
+
+    Raises:
+        InputError: If the file holds neither, or cannot be read.
     """
     text = read_text(path)
     hook = _distinct(path) if distinct_keys else None
@@ -133,11 +136,13 @@ def read_json_or_lines(path: Path, damaged: list[str] | None = None, distinct_ke
         content = json.loads(text, object_pairs_hook=hook)
         # A file of one line looks like a document; only a row has a question id.
         return _Lines([(1, content)]) if isinstance(content, dict) and "question_id" in content else content
-    except json.JSONDecodeError as error:
+    except InputError:
+        raise
+    except ValueError as error:
         first = text.lstrip().split("\n", 1)[0].strip()
         try:
             lines = isinstance(json.loads(first), dict)
-        except json.JSONDecodeError:
+        except ValueError:
             lines = damaged is not None and first.startswith("{") and "\n" in text.strip()
         if not lines:
             raise InputError(f"{path} is neither JSON nor JSON lines ({error}).") from None
@@ -149,7 +154,7 @@ def read_json_or_lines(path: Path, damaged: list[str] | None = None, distinct_ke
         try:
             # SEED-Bench's own answer files have a comma after each object.
             rows.append((number, json.loads(line.strip().removesuffix(","))))
-        except json.JSONDecodeError:
+        except ValueError:
             if damaged is None:
                 raise InputError(
                     f"Line {number} of {path} is not whole JSON; was its writer killed?"

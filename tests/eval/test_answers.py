@@ -17,6 +17,7 @@ from eval.answers import (
     match_answers,
     name_some,
     read_json,
+    read_json_or_lines,
 )
 from eval.task import OPTION_LETTER, SHORT_ANSWER, Example
 
@@ -271,3 +272,13 @@ def test_what_json_cannot_be_read_is_said_in_a_sentence(content: str, tmp_path: 
     path.write_text(content)
     with pytest.raises(InputError, match=r"scores\.json is not JSON \("):
         read_json(path)
+
+
+def test_a_number_of_too_many_digits_is_no_json_line(tmp_path: Path) -> None:
+    digits = "1" * 5000
+    path = write(tmp_path / "a.jsonl", f'{{"question_id": 1}}\n{{"question_id": {digits}}}\n')
+    with pytest.raises(InputError, match=r"Line 2 of .*a\.jsonl is not whole JSON"):
+        read_json_or_lines(path)
+    path.write_text(digits)
+    with pytest.raises(InputError, match="is neither JSON nor JSON lines"):
+        read_json_or_lines(path)
