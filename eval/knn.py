@@ -6,6 +6,7 @@ python -m eval.knn --encoder DIR --teacher timm:… --train FOLDER --test FOLDER
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Sequence
 
@@ -18,7 +19,7 @@ from eval.encoder.splits import add_split_options, load_splits
 
 def measure(options: argparse.Namespace) -> Sheet:
     """Top-1 and top-5 of both."""
-    if options.temperature <= 0:
+    if not 0 < options.temperature < math.inf:
         raise InputError(f"--temperature must be above 0, and is {options.temperature}.")
     looks, _ = load_looks(options)
     splits = load_splits(looks, options)
