@@ -7,6 +7,7 @@ measured here.
 from __future__ import annotations
 
 import argparse
+import math
 from typing import Any
 
 import torch
@@ -52,9 +53,13 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         options.decoded,
         *options.pictures,
         *options.gpus,
+        *options.epochs,
     )
-    if min(positive) <= 0 or not (0 < options.used <= 1 and 0 < options.scaling <= 1):
-        raise InputError("Everything must be above 0, and --used and --scaling at most 1.")
+    shares = (options.used, options.scaling)
+    if not all(0 < number < math.inf for number in positive) or not all(0 < share <= 1 for share in shares):
+        raise InputError("Everything but --warmup must be above 0, and --used and --scaling at most 1.")
+    if not 0 <= options.warmup <= 1:
+        raise InputError(f"--warmup is a share of the steps, 0 to 1, and is {options.warmup}.")
     if len(options.epochs) != len(options.pictures):
         raise InputError("--epochs needs one number for each of --pictures.")
     parts = count_parts()
@@ -68,10 +73,11 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         for gpus in options.gpus:
             rate = options.peak * 1e3 * options.used * options.scaling * gpus / 2  # GMACs a second
             shown = pictures * epochs
+            looked = min(pictures, shown)  # different ones
             # Stored: the teacher looks once at each picture, and what it said is read at every other showing;
             # live: it looks at every showing.
-            reading = (shown - pictures) * target_bytes / (options.storage * 1e9 * gpus)
-            stored = max((shown * average + pictures * live_full) / rate, reading)
+            reading = (shown - looked) * target_bytes / (options.storage * 1e9 * gpus)
+            stored = max((shown * average + looked * live_full) / rate, reading)
             live = shown * (average + teacher) / rate
             rows.append(
                 {
@@ -82,9 +88,9 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
                     "hours_stored": stored / 3600,
                     "pictures_a_second": shown / live,
                     "read_terabytes": shown * options.kilobytes / 1e9,
-                    "targets_read_terabytes": (shown - pictures) * target_bytes / 1e12,
+                    "targets_read_terabytes": (shown - looked) * target_bytes / 1e12,
                     "decoding_cores": shown / live / options.decoded,
-                    "stored_terabytes": pictures * target_bytes / 1e12,
+                    "stored_terabytes": looked * target_bytes / 1e12,
                 }
             )
     return {

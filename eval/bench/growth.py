@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import math
 import subprocess
 import sys
 from collections.abc import Callable
@@ -57,11 +58,13 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     """Measures every curve and draws them into one picture.
 
     Raises:
-        InputError: If a value is less than 1.
+        InputError: If a value is too small.
     """
     values = (options.picture_size, options.tokens, options.batch, options.pictures, options.processes)
     if min(map(min, values)) < 1 or min(options.picture_size) < 32 or min(options.tokens) < 2:
         raise InputError("Counts are at least 1, tokens at least 2, pictures at least 32 pixels.")
+    if not 0 < options.seconds < math.inf:
+        raise InputError(f"--seconds must be above 0, and is {options.seconds}.")
     encoder = build_ours(options.preset).to(device=options.device, dtype=options.torch_dtype)
     with torch.inference_mode():
         curves = {

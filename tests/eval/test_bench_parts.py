@@ -242,6 +242,25 @@ def test_estimate_is_what_its_assumptions_give(tmp_path: Path) -> None:
     slow = _run(tmp_path, "estimate", *words, "--scaling", "1", "--warmup", "0", "--storage", "0.01")
     assert slow["rows"][0]["hours_stored"] == pytest.approx(2.36e12 / 1e8 / 3600, rel=1e-3)
     assert slow["rows"][0]["hours_stored"] > arithmetic
+    # Of half an epoch no picture comes twice, and half of them are never looked at.
+    (half,) = _run(tmp_path, "estimate", "--pictures", "1e6", "--gpus", "10", "--epochs", "0.5")["rows"]
+    assert half["targets_read_terabytes"] == 0
+    assert half["stored_terabytes"] == pytest.approx(2.36 / 2, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (("--warmup", "1.5"), "--warmup is a share of the steps, 0 to 1, and is 1.5"),
+        (("--epochs", "0", "1"), "must be above 0"),
+        (("--peak", "nan"), "must be above 0"),
+    ],
+)
+def test_assumptions_that_make_no_sense_are_refused(
+    words: tuple[str, ...], reason: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["estimate", *words, "--json", str(tmp_path / "none.jsonl")]) == 2
+    assert reason in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -306,6 +325,14 @@ def test_growth_draws_its_charts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         "picture size": 2, "tokens": 2, "batch": 2, "pictures": 2,
     }  # fmt: skip
     assert record["processes"]["y"] == [2.0, 4.0]
+
+
+def test_processes_need_time(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(growth, "build_ours", lambda preset: pytest.fail("nothing is to be measured"))
+    assert main(["growth", "--seconds", "0", "--json", str(tmp_path / "none.jsonl")]) == 2
+    assert "--seconds must be above 0, and is 0.0." in capsys.readouterr().err
 
 
 @pytest.mark.slow
