@@ -56,7 +56,8 @@ class Reply:
     def describe(self) -> str:
         """What the answer took, in one line."""
         rest = self.seconds - self.seconds_to_first_token
-        rate = f", then {(self.new_tokens - 1) / rest:.1f} tokens/s" if rest > 0 else ""
+        later = self.new_tokens - 1
+        rate = f", then {later / rest:.1f} tokens/s" if later > 0 and rest > 0 else ""
         return (
             f"[{self.visual_tokens} visual of {self.prompt_tokens} prompt tokens; first token after "
             f"{self.seconds_to_first_token:.2f} s{rate}]"

@@ -15,7 +15,7 @@ from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionMode
 from eval.costs.graphs import graph_tower
 from llm_integration.chat import main, run_chat
 from llm_integration.data.sources import decode
-from llm_integration.generate import Chat, answer, build_message, load_chat, open_picture
+from llm_integration.generate import Chat, Reply, answer, build_message, load_chat, open_picture
 from llm_integration.load import load_llava
 from llm_integration.processor import count_image_tokens, load_processor
 from llm_integration.templates import build_template, find_end
@@ -37,6 +37,11 @@ def test_a_reply_says_what_it_took(chat: Chat, picture: Image.Image) -> None:
     assert 0 < reply.seconds_to_first_token <= reply.seconds
     assert "".join(pieces).strip() == reply.text
     assert chat.reply(messages, max_new_tokens=6).text == reply.text
+
+
+def test_a_reply_of_one_word_has_no_rate_of_further_ones() -> None:
+    assert "then" not in Reply("yes", 9, 12, 1, 0.1, 0.2).describe()
+    assert "first token after 0.10 s, then 20.0 tokens/s" in Reply("yes, it", 9, 12, 3, 0.1, 0.2).describe()
 
 
 def test_answer_takes_files_pictures_several_and_none(chat: Chat, picture: Any, tmp_path: Path) -> None:
