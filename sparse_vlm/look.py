@@ -49,6 +49,9 @@ def look(
 
     Returns:
         An RGB picture, one panel per step.
+
+    Raises:
+        ValueError: for a token count that the encoder cannot make, or a latent token that is not there.
     """
     image = encoder.transform(picture).unsqueeze(0).to(encoder.device)
     with torch.no_grad():
@@ -123,7 +126,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--dark", action="store_true", help="a dark page, for slides")
     options = parser.parse_args(arguments)
     try:
-        only = _read_tokens(options.only) if options.only else None
+        only = None if options.only is None else _read_tokens(options.only)
         picture = open_picture(options.image)
         if Image.registered_extensions().get(options.output.suffix.lower()) not in Image.SAVE:
             raise ValueError(f"--output {options.output} must end in .png, .jpg or the like")

@@ -155,6 +155,7 @@ def test_command_end_to_end(
         ({"-o": "out.doc"}, "must end in .png"),
         ({"--tokens": "1"}, "num_tokens must be at least 2"),
         ({"--only": "0,99"}, "only must name tokens from 0 to 47"),
+        ({"--only": ""}, "--only must be numbers with commas between them"),
     ],
 )
 def test_command_explains_what_is_wrong(
