@@ -49,11 +49,6 @@ class SceneObject:
         """Colour and shape, such as `red circle`."""
         return f"{self.color} {self.shape}"
 
-    @property
-    def size(self) -> str:
-        """`small` or `large`."""
-        return "small" if self.radius < (SMALL_RADIUS[1] + LARGE_RADIUS[0]) / 2 else "large"
-
 
 @dataclass(frozen=True)
 class PrintedText:

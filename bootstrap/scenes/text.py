@@ -13,11 +13,11 @@ _TOP_BOTTOM = ("at the top", "in the middle", "at the bottom")
 
 
 def side_words(thing: SceneObject) -> tuple[str, str]:
-    """Where an object is: words for its column and for its row, in thirds of the picture."""
-    return _LEFT_RIGHT[_third(thing.x)], _TOP_BOTTOM[_third(thing.y)]
+    """Where an object is: words for its column and for its row; the middle is 0.42 to 0.58 of the side."""
+    return _LEFT_RIGHT[_band(thing.x)], _TOP_BOTTOM[_band(thing.y)]
 
 
-def _third(value: float) -> int:
+def _band(value: float) -> int:
     return 0 if value < 0.42 else 2 if value > 0.58 else 1
 
 

@@ -1,4 +1,4 @@
-"""The words of the scene world: shapes, colours, textures, sizes, printed words, and the held-out pairs."""
+"""The words of the scene world: shapes, colours, textures, printed words, and the held-out pairs."""
 
 from __future__ import annotations
 

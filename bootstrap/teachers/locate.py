@@ -169,8 +169,7 @@ def _ambiguous(name: str) -> str:
         pass
     if not guesses:
         guesses = [f"hf:{name}"] if "/" in name else [f"open_clip:{name}/TAG", f"timm:{name}@pretrained"]
-    path = name if name.startswith((".", "/")) else f"./{name}"
     return (
-        f"teacher {name!r} is ambiguous: there is no such folder or file ({path}); "
+        f"teacher {name!r} is ambiguous: there is no such folder or file (./{name}); "
         f"to name a model for download write {' or '.join(guesses)}"
     )
