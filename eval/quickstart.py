@@ -152,15 +152,15 @@ def _tune(language: Path, scenes: Path, config: Path, overrides: Sequence[str]) 
     while waiting:
         part, waiting = waiting[:at_once], waiting[at_once:]
         threads = max(1, (os.cpu_count() or 1) // len(part))
-        processes = {
-            name: subprocess.Popen(
-                [sys.executable, "-m", "llm_integration.train", str(config), *words[name]],
-                env={**os.environ, "OMP_NUM_THREADS": str(threads)},
-                stdout=subprocess.DEVNULL,
-                stderr=(language / name / "tune.log").open("w"),
-            )
-            for name in part
-        }
+        processes = {}
+        for name in part:
+            with (language / name / "tune.log").open("wb") as log:
+                processes[name] = subprocess.Popen(
+                    [sys.executable, "-m", "llm_integration.train", str(config), *words[name]],
+                    env={**os.environ, "OMP_NUM_THREADS": str(threads)},
+                    stdout=subprocess.DEVNULL,
+                    stderr=log,
+                )
         _watch(processes, language, _steps(config, overrides))
 
 
