@@ -129,7 +129,7 @@ def load_quiz(files: BenchmarkSettings) -> Quiz:
     """Questions that have answers, and pictures.
 
     Raises:
-        InputError: If a file is missing or damaged, or no picture folder is named.
+        InputError: If a file is missing or damaged, no picture folder is named, or no question has both.
     """
     if files.images is None:
         raise InputError(f"{files.name}: name the folder of its pictures (images).")
@@ -139,7 +139,13 @@ def load_quiz(files: BenchmarkSettings) -> Quiz:
         raise InputError(
             f"{files.name}: its answers are letters of options; a comparison of towers asks bare questions."
         )
-    return Quiz(task, tuple(e for e in examples if e.image is not None and e.answers), files.images)
+    whole = tuple(example for example in examples if example.image is not None and example.answers)
+    if not whole:
+        raise InputError(
+            f"{files.name}: none of {len(examples)} questions has both a picture and a gold answer; name the "
+            "file of the answers (annotations), if there is one."
+        )
+    return Quiz(task, whole, files.images)
 
 
 def load_pixels(

@@ -253,6 +253,14 @@ def test_no_picture_of_the_test_is_trained_on(settings: ParetoSettings) -> None:
         without_pictures_of(train, train)
 
 
+def test_questions_without_answers_are_none_to_compare_with(settings: ParetoSettings, tmp_path: Path) -> None:
+    path = tmp_path / "questions.json"
+    path.write_text(json.dumps({"questions": [{"question_id": 1, "image_id": 2, "question": "What?"}]}))
+    (tmp_path / "000000000002.jpg").touch()
+    with pytest.raises(InputError, match="vqav2: none of 1 questions has both a picture and a gold answer"):
+        load_quiz(BenchmarkSettings("vqav2", path, None, tmp_path))
+
+
 def test_the_plan_shows_every_picture_before_any_comes_again(settings: ParetoSettings) -> None:
     train, _ = load_quizzes(settings)
     plan = plan_batches(train, steps=3, batch=4, turns=2, seed=0)
