@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -203,6 +204,15 @@ class Task(ABC):
             as_written: Keys of those that are in the submission's form already, and stay as they are.
         """
         return None
+
+
+def choose_answer(answers: Sequence[str]) -> str:
+    """What a model is taught to say: the answer most people gave; of several the one that was given first.
+
+    Args:
+        answers: Gold answers, one or more.
+    """
+    return Counter(answers).most_common(1)[0][0]
 
 
 def find_missing_pictures(examples: Sequence[Example], images: Path) -> list[str]:

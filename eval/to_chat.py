@@ -8,14 +8,13 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from eval.answers import InputError
 from eval.outputs import check_output, write_output
-from eval.task import BARE, LLAVA, LMMS_EVAL, Example, Task
+from eval.task import BARE, LLAVA, LMMS_EVAL, Example, Task, choose_answer
 from eval.tasks import list_tasks, load_task
 from llm_integration.templates import IMAGE_MARK
 
@@ -59,11 +58,6 @@ def build_records(task: Task, examples: Sequence[Example], protocol: str, turns:
         if len(record["conversations"]) >= 2 * turns:
             del open_records[place]
     return records
-
-
-def choose_answer(answers: Sequence[str]) -> str:
-    """The answer most people gave; of several the one that was given first."""
-    return Counter(answers).most_common(1)[0][0]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

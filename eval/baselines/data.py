@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,7 +16,7 @@ from bootstrap.scenes.write import write_split
 from eval.answers import InputError, read_text
 from eval.baselines.config import ParetoSettings, SceneSettings
 from eval.config import BenchmarkSettings
-from eval.task import Example, Task
+from eval.task import Example, Task, choose_answer
 from eval.tasks import load_task
 from llm_integration.generate import open_picture
 from sparse_vlm.atomic import atomic_directory
@@ -171,11 +170,6 @@ def load_pixels(
     return torch.stack(pixels)
 
 
-def best_answer(example: Example) -> str:
-    """What a model is taught to say: the answer that most people gave."""
-    return Counter(example.answers).most_common(1)[0][0]
-
-
 def plan_batches(quiz: Quiz, steps: int, batch: int, turns: int, seed: int) -> Plan:
     """Every picture once before any comes again, each time with other questions in another order.
 
@@ -191,7 +185,7 @@ def plan_batches(quiz: Quiz, steps: int, batch: int, turns: int, seed: int) -> P
     """
     asked: dict[str, list[Turn]] = {}
     for example in quiz.examples:
-        asked.setdefault(str(example.image), []).append((example.question, best_answer(example)))
+        asked.setdefault(str(example.image), []).append((example.question, choose_answer(example.answers)))
     pictures = quiz.pictures
     rng = random.Random(seed)
     order: list[int] = []
@@ -212,5 +206,5 @@ def plan_batches(quiz: Quiz, steps: int, batch: int, turns: int, seed: int) -> P
 
 def all_texts(quiz: Quiz) -> Sequence[str]:
     """Questions and answers, for a tokenizer of their words."""
-    asked = [text for example in quiz.examples for text in (example.question, best_answer(example))]
+    asked = [text for example in quiz.examples for text in (example.question, choose_answer(example.answers))]
     return [*asked, *(text for turn in quiz.descriptions.values() for text in turn)]

@@ -11,11 +11,12 @@ from torch import Tensor
 
 from eval.answers import InputError
 from eval.baselines.config import ParetoSettings
-from eval.baselines.data import Plan, Quiz, best_answer
+from eval.baselines.data import Plan, Quiz
 from eval.baselines.language import load_language
 from eval.baselines.reader import Reader, hash_weights
 from eval.baselines.teach import See, answer_all, measure_answers, train
 from eval.engine import exchange_pictures
+from eval.task import choose_answer
 from eval.towers import Seen, Tower, join_seen
 
 LOOK_BATCH = 32
@@ -171,7 +172,9 @@ def score(
     questions = [(e.question, numbers[str(i)]) for e, i in zip(test.examples, images, strict=True)]
     texts = answer_all(reader, questions, see, settings.max_new_tokens)
     judged = [test.task.judge(example, text) for example, text in zip(test.examples, texts, strict=True)]
-    nats = measure_answers(reader, questions, [best_answer(example) for example in test.examples], see)
+    nats = measure_answers(
+        reader, questions, [choose_answer(example.answers) for example in test.examples], see
+    )
     keys = [example.key for example in test.examples]
     return {
         "figures": {name: figure.value for name, figure in test.task.aggregate(judged).items()},

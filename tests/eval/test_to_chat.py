@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from eval.task import Example
+from eval.task import Example, choose_answer
 from eval.tasks import load_task
-from eval.to_chat import build_records, choose_answer, main
+from eval.to_chat import build_records, main
 from llm_integration.data import parse_record
 
 CSV = """question,answer,image_id
