@@ -106,7 +106,7 @@ class AnswerFile:
 def describe_run(
     model: Path, asked: Sequence[Asked], max_new_tokens: int, temperature: float, seed: int, dtype: str | None
 ) -> dict[str, Any]:
-    """What the answers depend on: a sample of the model's files, the questions, and the settings.
+    """What the answers depend on: a sample of the model's files, questions, sizes of pictures, and settings.
 
     Raises:
         ValueError: if there is no model.
@@ -117,10 +117,14 @@ def describe_run(
         file for folder in folders for file in folder.rglob("*") if file.suffix in _READ and file.is_file()
     ]
     listed = json.dumps([question.row for question in asked], ensure_ascii=False)
+    sizes = [
+        [file.stat().st_size if file.is_file() else None for file in question.pictures] for question in asked
+    ]
     return {
         "model": str(model.resolve()),
         "files": sample_files(files),
         "questions": hashlib.sha256(listed.encode("utf-8", "surrogatepass")).hexdigest(),
+        "pictures": hashlib.sha256(json.dumps(sizes).encode()).hexdigest(),
         "max_new_tokens": max_new_tokens,
         "temperature": temperature,
         "seed": seed,

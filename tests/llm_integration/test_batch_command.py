@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -162,6 +163,24 @@ def test_answers_of_another_run_are_not_mixed_in(
     with pytest.raises(SystemExit):
         _run(llava_dir, *words, "--prompt", "What?")
     assert "is there already, and not of this command" in capsys.readouterr().err
+
+
+def test_answers_about_other_pictures_of_the_same_names_are_not_mixed_in(
+    llava_dir: Path, folder: Path, tmp_path: Path, capsys: Any
+) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    Image.new("RGB", (400, 300), "green").save(other / "0.jpg")
+    questions = tmp_path / "q.jsonl"
+    questions.write_text('{"image": "0.jpg", "question": "What?"}\n')
+    words = ("--questions", questions, "--out", tmp_path / "a.jsonl")
+    _run(llava_dir, *words, "--images", folder)
+    _run(llava_dir, *words, "--images", shutil.copytree(folder, tmp_path / "moved"))
+    assert "is finished already" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as caught:
+        _run(llava_dir, *words, "--images", other)
+    assert caught.value.code == 2
+    assert "holds answers of another run (pictures changed since)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
