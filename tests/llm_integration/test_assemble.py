@@ -25,9 +25,6 @@ from transformers import (
 from transformers.generation.configuration_utils import ALL_CACHE_IMPLEMENTATIONS
 
 import sparse_vlm
-from llm_integration.assemble import assemble, main, save_llava
-
-
 from llm_integration.assemble import assemble, check_place, main, save_llava
 from llm_integration.generate import load_chat
 from llm_integration.load import load_llava
