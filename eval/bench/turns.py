@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from bootstrap.figures import align
 from eval.costs.clock import Timing, summarise, wait
 
 
@@ -96,12 +97,4 @@ def format_spread(timing: Timing, digits: int = 3) -> str:
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Columns as wide as their widest entry, the first one left-aligned."""
-    widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
-    lines = []
-    for row in [head, *rows]:
-        cells = [
-            row[0].ljust(widths[0]),
-            *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True)),
-        ]
-        lines.append("  ".join(cells))
-    return "\n".join(lines)
+    return align([head, *rows])
