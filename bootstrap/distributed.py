@@ -237,14 +237,19 @@ def read_deepspeed(config: BootstrapConfig) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"there is no DeepSpeed configuration {path}")
     try:
-        settings: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
         raise ValueError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(settings, dict):
+        raise ValueError(f"{path} must hold a JSON object, found {type(settings).__name__}")
+    for key in ("zero_optimization", "fp16", "bf16"):
+        if not isinstance(settings.get(key, {}), dict):
+            raise ValueError(f"{path}: {key} must be an object, found {type(settings[key]).__name__}")
     for key in ("optimizer", "scheduler"):
         if key in settings:
             raise ValueError(f"{path}: leave {key!r} out; it comes from the run's own settings")
     stage = settings.get("zero_optimization", {}).get("stage", 0)
-    if stage > 2:
+    if stage not in (0, 1, 2, "auto"):
         raise ValueError(
             f"{path}: ZeRO stage {stage} would take the student apart; a SparseFormer fits on every "
             "card, use stage 2 or less"

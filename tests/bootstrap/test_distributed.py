@@ -148,6 +148,10 @@ def _deepspeed_config(write_run: Write, tmp_path: Path, values: object, **change
     ("values", "message"),
     [
         ("{", "is not valid JSON"),
+        ([], "must hold a JSON object, found list"),
+        ({"zero_optimization": None}, "zero_optimization must be an object, found NoneType"),
+        ({"bf16": True}, "bf16 must be an object, found bool"),
+        ({"zero_optimization": {"stage": "3"}}, "use stage 2 or less"),
         ({"optimizer": {"type": "Adam"}}, "leave 'optimizer' out"),
         ({"zero_optimization": {"stage": 3}}, "use stage 2 or less"),
         ({"bf16": {"enabled": True}}, "precision=bf16 runs under autocast"),
