@@ -16,6 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from sparse_vlm.atomic import write_atomic
+from sparse_vlm.checkpoint import PROVENANCE_FILE, load_provenance
 
 from .figures import tabulate
 from .log import read_log
@@ -56,7 +57,7 @@ def build_report(run: Path, rows: Sequence[Sequence[str]] = (), note: str = "") 
         note: a sentence below it.
 
     Raises:
-        ValueError: if the directory holds no run.
+        ValueError: if the directory holds no run, or its encoder's provenance is damaged.
     """
     if not (run / "log.jsonl").is_file():
         raise ValueError(f"{run} holds no log.jsonl: name a run directory written by bootstrap.train")
@@ -64,8 +65,8 @@ def build_report(run: Path, rows: Sequence[Sequence[str]] = (), note: str = "") 
     if not all("kind" in line for line in lines):
         raise ValueError(f"{run}/log.jsonl is of another command: name a run directory of bootstrap.train")
     provenance: dict[str, Any] = {}
-    if (run / "encoder" / "provenance.json").is_file():
-        provenance = json.loads((run / "encoder" / "provenance.json").read_text(encoding="utf-8"))
+    if (run / "encoder" / PROVENANCE_FILE).is_file():
+        provenance = load_provenance(run / "encoder")
     parts = [
         "<h1>A SparseFormer, bootstrapped</h1>",
         f"<p>{html.escape(describe_run(provenance, lines))}</p>",

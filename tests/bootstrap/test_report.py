@@ -64,6 +64,9 @@ def test_a_page_says_what_the_run_was(
     assert f"Teacher {tiny_teacher}; 5 tokens; 8 pictures seen in 2 steps; judged on 12 held-out" in page
     assert "<th>3 tokens</th><th>5 tokens</th>" in page
     assert "label agreement</td>" in page
+    (encoder / "provenance.json").write_text("{")
+    with pytest.raises(ValueError, match=r"provenance\.json is not valid JSON"):
+        build_report(tmp_path / "run")
     shutil.rmtree(encoder)
     page = build_report(tmp_path / "run")
     assert "Not finished: 2 steps so far." in page
