@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sparse_vlm.atomic import explain_full_disk
+from .atomic import explain_full_disk
 
 
 def append_lines(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

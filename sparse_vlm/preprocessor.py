@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sparse_vlm.transform import OPENAI_MEAN, OPENAI_STD, TransformConfig
+from .transform import OPENAI_MEAN, OPENAI_STD, TransformConfig
 
 _PILLOW_CODES = {"bilinear": 2, "bicubic": 3}
 _INTERPOLATIONS = {code: name for name, code in _PILLOW_CODES.items()}

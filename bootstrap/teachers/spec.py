@@ -9,8 +9,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from sparse_vlm.activations import ACTIVATIONS
 from sparse_vlm.inherit import InheritanceError
-from sparse_vlm.layers import ACTIVATIONS
 from sparse_vlm.transform import TransformConfig
 
 Library = Literal["open_clip", "timm", "transformers"]
