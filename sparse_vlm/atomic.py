@@ -210,8 +210,14 @@ def _temporary_name(target: Path, suffix: str) -> Path:
 
 
 def _sweep(target: Path) -> None:
-    """Deletes temporaries of `target` whose writer, on this machine, no longer lives."""
-    for entry in target.parent.glob(f".{_escape(target.name)}.{_escape(_host())}-*-*.tmp*"):
+    """Deletes what writers of `target` that no longer live, on this machine, have left.
+
+    Where the target is there, that is also an older directory moved aside: with the target deleted one day,
+    it would come back.
+    """
+    kinds = ("tmp*", "aside") if target.exists() else ("tmp*",)
+    left = f".{_escape(target.name)}.{_escape(_host())}-*-*."
+    for entry in [entry for kind in kinds for entry in target.parent.glob(left + kind)]:
         writer = entry.name.removeprefix(f".{target.name}.{_host()}-").partition("-")[0]
         if not writer.isdigit() or _is_alive(int(writer)):
             continue

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -285,6 +286,19 @@ def test_a_kill_between_two_renames_is_recovered(tmp_path: Path) -> None:
     with atomic_directory(target) as folder:
         (folder / "a").write_text("newest")
     assert content(tmp_path) == {"encoder/a": "newest"}
+
+
+def test_an_older_directory_does_not_come_back_once_it_was_replaced(tmp_path: Path) -> None:
+    target = tmp_path / "encoder"
+    with atomic_directory(target) as folder:
+        (folder / "a").write_text("old a")
+    run_until_killed(DIRECTORY.format(before=NO_EXCHANGE + DIE_BEFORE_SWEEPING, within=""), target)
+    assert len(list(tmp_path.iterdir())) == 2, "the new directory, and the old one aside"
+    with atomic_directory(target) as folder:
+        (folder / "a").write_text("newest")
+    assert content(tmp_path) == {"encoder/a": "newest"}
+    shutil.rmtree(target)
+    assert not recover_directory(target)
 
 
 def test_another_directorys_leftovers_are_left_to_it(tmp_path: Path) -> None:
