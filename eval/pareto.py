@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from bootstrap.memory import keep_freed_memory
 from bootstrap.provenance import describe_commit
-from eval.answers import InputError, read_text
+from eval.answers import InputError, read_json
 from eval.baselines.combine import OURS, combine
 from eval.baselines.common import Start, load_start, save_start, train_together
 from eval.baselines.comparison import Comparison
@@ -73,7 +73,7 @@ def run(settings: ParetoSettings, words: Sequence[str] = (), share: tuple[int, i
     if absent:
         print(f"{len(absent)} trainings are still to come: {', '.join(absent)}")
         return False
-    results = [json.loads(read_text(_file(settings, point))) for point in comparison.points]
+    results = [read_json(_file(settings, point)) for point in comparison.points]
     _check_points(settings, comparison, results)
     own = 0 if comparison.encoder is None else comparison.encoder.num_tokens
     _finish(comparison, combine(results, test, own), (train, test), transform, words)
@@ -86,13 +86,14 @@ def claim(settings: ParetoSettings, teacher_hash: str) -> None:
     A run may get further points: other seeds, and, without a common start, other methods and token counts.
 
     Raises:
-        InputError: If a point that is there would come out otherwise now; names the keys.
+        InputError: If a point that is there would come out otherwise now; names the keys. Or if the settings
+            that are there are damaged.
     """
     plain = {**settings_to_dict(settings), "teacher_sha256": teacher_hash}
     ours = flatten(json.loads(json.dumps(plain, default=str)))
     path = settings.out / CONFIG
     if path.is_file():
-        theirs = flatten(json.loads(read_text(path)))
+        theirs = flatten(read_json(path))
         free = _FREE if settings.training.common_steps else _FREE_WITHOUT_START
         changed = [k for k in {**ours, **theirs} if k not in free and theirs.get(k) != ours.get(k)]
         if changed:

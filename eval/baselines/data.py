@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor
 
 from bootstrap.scenes.write import write_split
-from eval.answers import InputError, read_text
+from eval.answers import InputError, read_json
 from eval.baselines.config import ParetoSettings, SceneSettings
 from eval.config import BenchmarkSettings
 from eval.task import Example, Task, choose_answer
@@ -117,7 +116,7 @@ def _scene_files(folder: Path) -> BenchmarkSettings:
 
 def _load_descriptions(path: Path) -> dict[str, Turn]:
     """The first turn of each conversation, by picture."""
-    turns = {record["image"]: record["conversations"] for record in json.loads(read_text(path))}
+    turns = {record["image"]: record["conversations"] for record in read_json(path)}
     return {
         name: (said[0]["value"].replace("<image>", "").strip(), said[1]["value"])
         for name, said in turns.items()

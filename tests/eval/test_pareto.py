@@ -253,6 +253,13 @@ def test_no_picture_of_the_test_is_trained_on(settings: ParetoSettings) -> None:
         without_pictures_of(train, train)
 
 
+def test_damaged_settings_of_a_run_are_named(settings: ParetoSettings) -> None:
+    settings.out.mkdir(exist_ok=True)
+    (settings.out / "config.json").write_text("{")
+    with pytest.raises(InputError, match=r"config\.json is not JSON"):
+        pareto.claim(settings, "0" * 64)
+
+
 def test_questions_without_answers_are_none_to_compare_with(settings: ParetoSettings, tmp_path: Path) -> None:
     path = tmp_path / "questions.json"
     path.write_text(json.dumps({"questions": [{"question_id": 1, "image_id": 2, "question": "What?"}]}))
