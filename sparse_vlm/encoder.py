@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree
 
 from .config import SparseFormerConfig
 from .cortex import CortexTransformer
@@ -33,6 +34,11 @@ class EncoderOutput(NamedTuple):
     rois: tuple[Tensor, ...]
     pooled: Tensor
     hidden_states: tuple[Tensor, ...] | None
+
+
+# torch.export.save writes down what a program returns by name. PyTorch has a way for named tuples since 2.5.
+if hasattr(_pytree, "_register_namedtuple"):
+    _pytree._register_namedtuple(EncoderOutput, serialized_type_name="sparse_vlm.EncoderOutput")
 
 
 class SparseFormer(nn.Module):

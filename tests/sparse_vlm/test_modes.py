@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import io
 import pickle
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -118,6 +120,42 @@ def test_exports_with_a_dynamic_batch(
     for count in (1, 3):
         output = program.module()(pictures[:count])
         torch.testing.assert_close(output.pooled, encoder(pictures[:count]).pooled, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.skipif(TORCH < (2, 5), reason="PyTorch cannot save a program that returns a named tuple")
+def test_an_exported_program_is_saved_and_read(
+    build_tiny: Callable[..., SparseFormer], pictures: Tensor
+) -> None:
+    encoder, file = build_tiny(), io.BytesIO()
+    batch = torch.export.Dim("batch", min=1, max=64)
+    shapes = {"images": {0: batch}, "num_tokens": None}
+    program = torch.export.export(encoder, (pictures[:2],), {"num_tokens": 5}, dynamic_shapes=shapes)
+    torch.export.save(program, file)
+    file.seek(0)
+    output, wanted = torch.export.load(file).module()(pictures, num_tokens=5), encoder(pictures, 5)
+    assert type(output) is type(wanted)
+    torch.testing.assert_close(output.tokens, wanted.tokens, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(output.rois, wanted.rois, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_runs_as_onnx_with_any_batch_and_size(
+    build_tiny: Callable[..., SparseFormer], pictures: Tensor, tmp_path: Path
+) -> None:
+    pytest.importorskip("onnxscript", reason="torch.onnx.export needs onnx and onnxscript")
+    runtime = pytest.importorskip("onnxruntime", reason="there is no onnxruntime to run the file with")
+    encoder = build_tiny()
+    shapes = {"images": {0: "batch", 2: "height", 3: "width"}}
+    torch.onnx.export(
+        encoder, (pictures[:2],), tmp_path / "encoder.onnx", dynamo=True, dynamic_shapes=shapes, verbose=False
+    )
+    session = runtime.InferenceSession(str(tmp_path / "encoder.onnx"), providers=["CPUExecutionProvider"])
+    (name,) = (given.name for given in session.get_inputs())
+    for images in (pictures, pictures[:1, :, :37, :50].contiguous()):
+        tokens, *_, pooled = (torch.from_numpy(value) for value in session.run(None, {name: images.numpy()}))
+        wanted = encoder(images)
+        torch.testing.assert_close(tokens, wanted.tokens, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(pooled, wanted.pooled, atol=1e-4, rtol=1e-4)
 
 
 def test_meta_device_then_to_empty(family: str, tiny_configs: dict, pictures: Tensor) -> None:
