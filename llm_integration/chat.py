@@ -24,6 +24,7 @@ from sparse_vlm.settings import expand_home
 
 from .assemble import DTYPES
 from .generate import Chat, build_message, load_chat, open_picture
+from .room import PromptTooLongError
 
 _COMMANDS = ("/image", "/new", "/quit")
 
@@ -77,10 +78,14 @@ def run_chat(
                     f"({chat.processor.image_token} stands for a picture: show one with /image FILE)\nyou: "
                 )
                 continue
-            messages.append(build_message(words, waiting))
-            waiting = []
+            asked = [*messages, build_message(words, waiting)]
             write("model: ")
-            reply = chat.reply(messages, max_new_tokens, temperature, on_text=write)
+            try:
+                reply = chat.reply(asked, max_new_tokens, temperature, on_text=write)
+            except PromptTooLongError as error:  # as if it had not been asked
+                write(f"({error}, or start over with /new)\nyou: ")
+                continue
+            messages, waiting = asked, []
             messages.append({"role": "assistant", "content": [{"type": "text", "text": reply.text}]})
             write(f"\n{reply.describe()}\n")
         write("you: ")

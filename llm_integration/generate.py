@@ -27,6 +27,7 @@ from .hf import SparseFormerVisionModel
 from .load import check_processor
 from .processor import count_image_tokens
 from .result import load_model, load_model_processor
+from .room import check_room, count_positions
 from .templates import add_end, check_heard, find_stop
 
 Picture = str | PathLike[str] | Image.Image
@@ -82,6 +83,7 @@ class Chat:
         settings = self.model.generation_config
         add_end(settings, find_stop(self.processor.tokenizer, template))
         settings.max_length = None  # the longest answer is said each time; told both, transformers warns
+        self.positions = count_positions(model.config.text_config)
 
     @property
     def visual_tokens(self) -> int:
@@ -101,9 +103,12 @@ class Chat:
         Args:
             messages: ``{"role", "content"}``; content is a list of ``{"type": "text", "text": ...}`` and
                 ``{"type": "image", "image": picture}``.
-            max_new_tokens: longest answer.
+            max_new_tokens: longest answer; it ends with the language model's last position in any case.
             temperature: 0 for the likeliest token every time.
             on_text: receives the answer piece by piece.
+
+        Raises:
+            PromptTooLongError: if the language model has no position left for an answer.
         """
         inputs = self.processor.apply_chat_template(
             list(messages),
@@ -114,16 +119,20 @@ class Chat:
         ).to(self.model.device)
         if "pixel_values" in inputs:
             inputs["pixel_values"] = inputs["pixel_values"].to(self.model.dtype)
+        prompt = int(inputs["input_ids"].shape[1])
+        visual = int((inputs["input_ids"] == self.model.config.image_token_id).sum())
+        check_room([prompt], [visual], self.positions)
+        if self.positions is not None:
+            max_new_tokens = min(max_new_tokens, self.positions - prompt)
         settings = choose_decoding(temperature)
         clock = _Clock(self.processor.tokenizer, on_text, self.model.device)
         output = self.model.generate(**inputs, **settings, max_new_tokens=max_new_tokens, streamer=clock)
         self._wait()
         seconds = time.perf_counter() - clock.start
-        prompt = int(inputs["input_ids"].shape[1])
         text = self.processor.tokenizer.decode(output[0, prompt:], skip_special_tokens=True)
         return Reply(
             text.strip(),
-            int((inputs["input_ids"] == self.model.config.image_token_id).sum()),
+            visual,
             prompt,
             int(output.shape[1]) - prompt,
             clock.first or seconds,
@@ -208,7 +217,7 @@ def answer(
         max_new_tokens: longest answer.
 
     Raises:
-        ValueError: if a picture or the model cannot be read.
+        ValueError: if a picture or the model cannot be read, or the language model has no room for them.
     """
     chat = model if isinstance(model, Chat) else load_chat(model)
     pictures: list[Any] = [] if image is None else [*image] if isinstance(image, (list, tuple)) else [image]

@@ -5,6 +5,7 @@ Everything that asks much goes through this: ``llm_integration.batch``, ``eval.r
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 
 from .decoding import GREEDY, draw_each
 from .generate import Chat, Picture, build_message, load_chat, open_picture
+from .room import LastPosition, PromptTooLongError, check_room
 
 _Shown = Picture | Sequence[Picture] | None
 _READERS = 4  # threads that read pictures
@@ -47,6 +49,7 @@ def reply_to_all(
     conversations: Sequence[Sequence[dict[str, Any]]],
     max_new_tokens: int,
     stop: Sequence[str] = (),
+    refuse_long: bool = False,
     **sampling: Any,
 ) -> list[BatchReply]:
     """Answer several conversations; an answer does not depend on its neighbours.
@@ -54,9 +57,14 @@ def reply_to_all(
     Args:
         chat: a loaded model.
         conversations: each as for :meth:`Chat.reply`.
-        max_new_tokens: longest answer.
+        max_new_tokens: longest answer; it ends with the language model's last position in any case.
         stop: an answer ends before the first of these; empty ones are ignored.
+        refuse_long: refuse prompts that leave no position for an answer. Otherwise a warning says that what
+            is answered to them is of no use: a benchmark has to count it all the same.
         sampling: for ``generate``; by default greedy.
+
+    Raises:
+        PromptTooLongError: if there are such and they are refused.
     """
     model, processor = chat.model, chat.processor
     inputs: Any = processor.apply_chat_template(
@@ -70,18 +78,28 @@ def reply_to_all(
     if "pixel_values" in inputs:
         inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
     start = inputs["input_ids"].shape[1]
+    visual = (inputs["input_ids"] == model.config.image_token_id).sum(dim=1).tolist()
+    prompts = inputs["attention_mask"].sum(dim=1).tolist()
+    try:
+        check_room(prompts, visual, chat.positions)
+    except PromptTooLongError as error:
+        if refuse_long:
+            raise
+        warnings.warn(f"an answer is of no use: {error}", stacklevel=2)
+    rooms = [_count_room(prompt, chat.positions, max_new_tokens) for prompt in prompts]
     stops = [text for text in stop if text]
-    criteria = [_StopAt(stops, processor.tokenizer, start)] if stops else []
+    criteria: list[StoppingCriteria] = [_StopAt(stops, processor.tokenizer, start)] if stops else []
+    if min(rooms) < max_new_tokens:
+        criteria.append(LastPosition(rooms, start))
     output = model.generate(
         **inputs,
         **{**({"num_beams": 1} if sampling.get("do_sample") else GREEDY), **sampling},
         max_new_tokens=max_new_tokens,
         stopping_criteria=StoppingCriteriaList(criteria),
     )
-    visual = (inputs["input_ids"] == model.config.image_token_id).sum(dim=1).tolist()
-    prompts = inputs["attention_mask"].sum(dim=1).tolist()
     replies = []
-    for row, seen, prompt in zip(output[:, start:].tolist(), visual, prompts, strict=True):
+    for written, room, seen, prompt in zip(output[:, start:].tolist(), rooms, visual, prompts, strict=True):
+        row = written[:room]
         length = _count_new(row, model.generation_config)
         text = processor.tokenizer.decode(row[:length], skip_special_tokens=True)
         if length < len(row) and any(stop in text for stop in stops):
@@ -90,13 +108,18 @@ def reply_to_all(
     return replies
 
 
+def _count_room(prompt: int, positions: int | None, most: int) -> int:
+    """Tokens that an answer may have; ``most`` where the prompt alone is beyond the last position."""
+    return most if positions is None or prompt >= positions else min(most, positions - prompt)
+
+
 @dataclass(frozen=True)
 class Answered:
     """What became of one of many questions.
 
     Attributes:
         text: the answer; None if the question was skipped.
-        skipped: why it was, in a sentence that names the picture; None if it was not.
+        skipped: why it was, in a sentence; None if it was not.
         new_tokens: tokens of the answer, its end mark included.
     """
 
@@ -114,7 +137,10 @@ def answer_many(
     seed: int = 0,
     first: int = 0,
 ) -> Iterator[Answered]:
-    """Answer many questions, in their order; a picture that cannot be read costs its own question only.
+    """Answer many questions, in their order.
+
+    A picture that cannot be read, or a question that is too long for the language model, costs its own
+    answer only.
 
     Args:
         asked: pictures (one, several, or None for none) and a question about them, again and again; read a
@@ -132,16 +158,28 @@ def answer_many(
     """
     chat = model if isinstance(model, Chat) else load_chat(model)
     for part, opened in _open_ahead(asked, batch):
-        good = [place for place, found in enumerate(opened) if not isinstance(found, str)]
-        talks = [[build_message(part[place][1], opened[place])] for place in good]  # type: ignore[arg-type]
-        keys = [f"{seed} {first + place}" for place in good]
-        settings = draw_each(chat.model.generation_config, temperature, keys)
-        replies = dict(
-            zip(good, reply_to_all(chat, talks, max_new_tokens, **settings) if good else (), strict=True)
-        )
-        for place, found in enumerate(opened):
-            if isinstance(found, str):
-                yield Answered(None, found)
+        skipped = {place: found for place, found in enumerate(opened) if isinstance(found, str)}
+        talks = {
+            place: [build_message(part[place][1], found)]
+            for place, found in enumerate(opened)
+            if not isinstance(found, str)
+        }
+        replies: dict[int, BatchReply] = {}
+        while len(replies) < len(talks):
+            keys = [f"{seed} {first + place}" for place in talks]
+            settings = draw_each(chat.model.generation_config, temperature, keys)
+            try:
+                said = reply_to_all(chat, [*talks.values()], max_new_tokens, refuse_long=True, **settings)
+            except PromptTooLongError as error:
+                places = [*talks]
+                for row, reason in error.reasons.items():
+                    skipped[places[row]] = reason
+                    del talks[places[row]]
+            else:
+                replies = dict(zip(talks, said, strict=True))
+        for place in range(len(part)):
+            if place in skipped:
+                yield Answered(None, skipped[place])
             else:
                 yield Answered(replies[place].text, None, replies[place].new_tokens)
         first += len(part)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
 
@@ -18,6 +19,7 @@ from llm_integration.data.sources import decode
 from llm_integration.generate import Chat, Reply, answer, build_message, load_chat, open_picture
 from llm_integration.load import load_llava
 from llm_integration.processor import count_image_tokens, load_processor
+from llm_integration.room import PromptTooLongError, count_positions
 from llm_integration.templates import build_template, find_end
 from sparse_vlm.digits import DigitLinear, what_is_missing
 
@@ -81,6 +83,47 @@ def test_terminal_chat(chat: Chat, picture: Image.Image, tmp_path: Path) -> None
     assert "(<image> stands for a picture: show one with /image FILE)" in said
     assert "there is no picture" in said
     assert "b.png goes with your next question" in said
+
+
+def test_what_the_language_model_has_no_positions_for_is_refused(chat: Chat, picture: Image.Image) -> None:
+    with pytest.raises(
+        PromptTooLongError, match=r"the prompt is \d+ tokens long, 540 of them for pictures.*512"
+    ):
+        chat.reply([build_message("What?", [picture] * 60)], 4)
+    out = io.StringIO()
+    run_chat(chat, picture, io.StringIO(f"{'dog ' * 600}\nWhat?\n/quit\n"), out, max_new_tokens=2)
+    refused, answered = out.getvalue().split("you: ")[1:3]
+    assert "has 512 positions: ask with fewer pictures or words, or start over with /new)" in refused
+    assert "[9 visual of" in answered  # the picture has waited
+
+
+def test_an_answer_ends_with_the_last_position(
+    chat: Chat, picture: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    messages = [build_message("Which one?", [picture])]
+    whole = chat.reply(messages, 12)
+    assert whole.new_tokens == 12
+    monkeypatch.setattr(chat, "positions", whole.prompt_tokens + 5)
+    cut = chat.reply(messages, 12)
+    assert cut.new_tokens == 5
+    assert whole.text.startswith(cut.text)
+
+
+@pytest.mark.parametrize(
+    ("rotary", "positions"),
+    [
+        ({"rope_type": "default"}, 4096),
+        ({"rope_type": "linear", "factor": 4.0}, 16384),
+        ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 4096}, 16384),
+        ({"rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 128}, 4096),
+        ({"full_attention": {"rope_type": "linear", "factor": 8.0}, "sliding_attention": {}}, 32768),
+        (None, 4096),
+    ],
+)
+def test_stretched_positions_count(rotary: dict[str, Any] | None, positions: int) -> None:
+    config = SimpleNamespace(max_position_embeddings=4096, rope_parameters=rotary)
+    assert count_positions(config) == positions
+    assert count_positions(SimpleNamespace()) is None
 
 
 def test_what_is_typed_wrongly_does_not_end_the_conversation(

@@ -131,6 +131,36 @@ def test_many_answers_do_not_depend_on_the_batch(
         assert alone[0].text != alone[5].text  # the same question is drawn anew in another place
 
 
+def test_a_question_that_is_too_long_costs_its_own_answer_only(chat: Chat, picture: Image.Image) -> None:
+    asked: list[Any] = [
+        (picture, "Which one?"),
+        (None, "dog " * 600),
+        (picture, "What?"),
+        ([picture] * 60, "All?"),
+    ]
+    for temperature in (0.0, 5.0):
+        alone = list(answer_many(asked, chat, 1, 4, temperature))
+        assert list(answer_many(asked, chat, 4, 4, temperature)) == alone
+        assert [one.skipped is None for one in alone] == [True, False, True, False]
+        assert "540 of them for pictures, and the language model has 512 positions" in str(alone[3].skipped)
+
+
+def test_answers_end_with_the_last_position_each_for_itself(
+    chat: Chat, talks: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = reply_to_all(chat, talks, 12)
+    assert [reply.new_tokens for reply in whole] == [12, 12, 12]
+    longest = max(reply.prompt_tokens for reply in whole)
+    monkeypatch.setattr(chat, "positions", longest + 5)
+    rooms = [min(12, longest + 5 - reply.prompt_tokens) for reply in whole]
+    assert [reply.new_tokens for reply in reply_to_all(chat, talks, 12)] == rooms
+    beams = reply_to_all(chat, talks, 12, num_beams=2)
+    assert all(reply.new_tokens <= room for reply, room in zip(beams, rooms, strict=True))
+    monkeypatch.setattr(chat, "positions", longest)
+    with pytest.warns(UserWarning, match=f"of no use: the prompt is {longest} tokens long"):
+        assert max(reply_to_all(chat, talks, 12), key=lambda reply: reply.prompt_tokens).new_tokens == 12
+
+
 def test_tokens_are_drawn_as_often_as_they_are_likely() -> None:
     shares = torch.tensor([0.5, 0.0, 0.3, 0.15, 0.05])
     scores = shares.log().expand(4000, -1)
