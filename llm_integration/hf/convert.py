@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from os import PathLike
+from pathlib import Path
 
 import torch
 
 from sparse_vlm import SparseFormer, TransformConfig, load_encoder
+from sparse_vlm.checkpoint import PREPROCESSOR_FILE, load_config
 
 from .configuration_sparseformer import SparseFormerVisionConfig
 from .modeling_sparseformer import SparseFormerVisionModel
@@ -67,13 +69,13 @@ def build_encoder_from(
 
     Args:
         model: the tower.
-        head_from: an encoder directory that lends its pooling head to a tower without one, normally the one
-            the tower came from.
+        head_from: an encoder directory that lends its pooling head to a tower without one, and its image
+            transform to one that knows none; normally the one the tower came from.
 
     Raises:
         ValueError: if the pooling head or the image transform is nowhere to be found.
     """
-    core, transform = model.config.core, model.config.transform
+    core, transform = model.config.core, _find_transform(model, head_from)
     weights = dict(model.state_dict())
     if not model.config.pooling_head:
         if head_from is None:
@@ -86,13 +88,29 @@ def build_encoder_from(
             raise ValueError(f"the encoder at {head_from} has another architecture than this tower")
         lent = {key: value for key, value in donor.state_dict().items() if key.startswith(_POOLING_HEAD)}
         weights.update({key: value.to(model.device) for key, value in lent.items()})
-        transform = donor.transform.config.to_dict() if transform is None else transform
-    if transform is None:
-        raise ValueError(
-            "this model does not know its image transform, so no encoder directory can be written from it: "
-            "set config.transform, or load it with SparseFormerVisionModel.from_encoder_directory"
-        )
     with torch.device("meta"):
-        encoder = SparseFormer(core, TransformConfig.from_dict(transform, "vision_config.transform"))
+        encoder = SparseFormer(core, transform)
     encoder.load_state_dict(weights, strict=True, assign=True)
     return encoder.eval()
+
+
+def _find_transform(model: SparseFormerVisionModel, head_from: str | PathLike[str] | None) -> TransformConfig:
+    """The image transform that a tower keeps, or that of the encoder directory it came from.
+
+    Raises:
+        ValueError: if it is nowhere to be found.
+    """
+    kept = model.config.transform
+    if kept is not None:
+        return TransformConfig.from_dict(kept, "vision_config.transform")
+    # AutoModel reads config and weights of an encoder directory, and no image transform.
+    place = head_from or model.name_or_path
+    if not place or (head_from is None and not (Path(place) / PREPROCESSOR_FILE).is_file()):
+        raise ValueError(
+            "this model does not know its image transform, so no encoder directory can be written from it: "
+            "set config.transform, or name the encoder directory it came from (head_from)"
+        )
+    core, transform = load_config(place)
+    if core != model.config.core:
+        raise ValueError(f"the encoder at {place} has another architecture than this tower")
+    return transform

@@ -170,7 +170,8 @@ class SparseFormerVisionModel(PreTrainedModel):
         Args:
             directory: where to.
             provenance: what is known about the weights.
-            head_from: the encoder directory that lends its pooling head, where this tower has none.
+            head_from: the encoder directory that lends its pooling head, where this tower has none, and its
+                image transform, where this tower knows none.
         """
         convert = import_module("llm_integration.hf.convert")
         convert.build_encoder_from(self, head_from).save(directory, provenance)

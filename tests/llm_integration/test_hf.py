@@ -69,6 +69,22 @@ def test_back_to_an_encoder_directory(encoder_dir: Path, tmp_path: Path, picture
     assert torch.equal(after(pictures).tokens, model(pictures).last_hidden_state)
 
 
+def test_what_automodel_has_read_goes_back_too(
+    encoder_dir: Path, tmp_path: Path, pictures: torch.Tensor
+) -> None:
+    model = AutoModel.from_pretrained(encoder_dir)
+    model.save_encoder_directory(tmp_path / "back")
+    before, after = sparse_vlm.load_encoder(encoder_dir), sparse_vlm.load_encoder(tmp_path / "back")
+    assert after.transform.config == before.transform.config
+    assert torch.equal(after(pictures).pooled, before(pictures).pooled)
+    model.save_pretrained(tmp_path / "tower")
+    again = AutoModel.from_pretrained(tmp_path / "tower")
+    with pytest.raises(ValueError, match="does not know its image transform"):
+        again.save_encoder_directory(tmp_path / "again")
+    again.save_encoder_directory(tmp_path / "again", head_from=encoder_dir)
+    assert sparse_vlm.load_encoder(tmp_path / "again").transform.config == before.transform.config
+
+
 def test_missing_parameters_are_initialised_and_loaded_ones_kept(encoder_dir: Path, tmp_path: Path) -> None:
     SparseFormerVisionModel.from_encoder_directory(encoder_dir).save_pretrained(tmp_path)
     weights = load_file(tmp_path / "model.safetensors")
