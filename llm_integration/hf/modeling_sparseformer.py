@@ -100,6 +100,7 @@ class SparseFormerVisionModel(PreTrainedModel):
         pixel_values: Tensor,
         output_hidden_states: bool | int | list[int] | None = None,
         return_dict: bool | None = None,
+        num_tokens: int | None = None,
         **kwargs: Any,
     ) -> SparseFormerVisionOutput | tuple[Any, ...]:
         """Encode a batch of pictures.
@@ -109,10 +110,11 @@ class SparseFormerVisionModel(PreTrainedModel):
             output_hidden_states: whether, or which of, the cortex' states are wanted; all are returned then.
                 Index 0 alone is not offered: it reads as False here and in LLaVA.
             return_dict: False for a plain tuple.
+            num_tokens: tokens of this call, class token included; by default the configuration's.
             kwargs: switches that other towers understand, passed along by LLaVA; without effect here.
 
         Raises:
-            ValueError: for pictures of another shape.
+            ValueError: for pictures of another shape, or a count that this encoder cannot run with.
         """
         if pixel_values.ndim != 4 or pixel_values.shape[1] != 3:
             raise ValueError(
@@ -121,11 +123,18 @@ class SparseFormerVisionModel(PreTrainedModel):
         if output_hidden_states is None:
             output_hidden_states = bool(getattr(self.config, "output_hidden_states", False))
         graphs = self._graphs if self._may_replay() else None
-        output = (graphs or self._see)(pixel_values, bool(output_hidden_states))
+        latents = self.num_latents if num_tokens is None else self._count_latents(num_tokens)
+        output = (graphs or self._see)(pixel_values, bool(output_hidden_states), latents)
         return output.to_tuple() if return_dict is False else output
 
-    def _see(self, pixel_values: Tensor, wanted: bool) -> SparseFormerVisionOutput:
-        focus = self.focusing(self.stem(pixel_values.to(self.stem.conv.weight.dtype)), self.num_latents)
+    def _count_latents(self, num_tokens: int) -> int:
+        least = 1 + int(self.cortex.cls_token is not None)
+        if num_tokens < least:
+            raise ValueError(f"num_tokens must be at least {least}, got {num_tokens}")
+        return num_tokens - least + 1
+
+    def _see(self, pixel_values: Tensor, wanted: bool, latents: int) -> SparseFormerVisionOutput:
+        focus = self.focusing(self.stem(pixel_values.to(self.stem.conv.weight.dtype)), latents)
         last, states = self.cortex(focus.tokens, wanted)
         tokens, pooled = self.head(last)
         return SparseFormerVisionOutput(

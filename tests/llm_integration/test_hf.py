@@ -45,6 +45,15 @@ def test_hidden_states_contract(encoder_dir: Path, pictures: torch.Tensor) -> No
     assert isinstance(model(pictures, return_dict=False), tuple)
 
 
+def test_the_token_count_belongs_to_the_call(encoder_dir: Path, pictures: torch.Tensor) -> None:
+    model, encoder = AutoModel.from_pretrained(encoder_dir), sparse_vlm.load_encoder(encoder_dir)
+    for count in (2, 5, 17, None):
+        tokens = model(pictures, num_tokens=count).last_hidden_state
+        assert torch.equal(tokens, encoder(pictures, count).tokens)
+    with pytest.raises(ValueError, match="num_tokens must be at least 2, got 1"):
+        model(pictures, num_tokens=1)
+
+
 def test_save_and_load_are_bit_equal(encoder_dir: Path, tmp_path: Path, pictures: torch.Tensor) -> None:
     model = SparseFormerVisionModel.from_encoder_directory(encoder_dir, num_tokens=5)
     model.save_pretrained(tmp_path / "tower")
