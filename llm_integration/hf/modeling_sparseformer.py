@@ -114,11 +114,16 @@ class SparseFormerVisionModel(PreTrainedModel):
             kwargs: switches that other towers understand, passed along by LLaVA; without effect here.
 
         Raises:
-            ValueError: for pictures of another shape, or a count that this encoder cannot run with.
+            ValueError: for pictures of another shape or kind, or a count that this encoder cannot run with.
         """
         if pixel_values.ndim != 4 or pixel_values.shape[1] != 3:
             raise ValueError(
                 f"pixel_values must have the shape (B, 3, H, W), got {tuple(pixel_values.shape)}"
+            )
+        if not pixel_values.is_floating_point():
+            raise ValueError(
+                "pixel_values must be normalised floating-point pictures (see the image processor), "
+                f"got {pixel_values.dtype}"
             )
         if output_hidden_states is None:
             output_hidden_states = bool(getattr(self.config, "output_hidden_states", False))

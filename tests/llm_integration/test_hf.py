@@ -142,9 +142,12 @@ def test_config_refuses(changes: dict[str, object], message: str) -> None:
         SparseFormerVisionConfig(**changes)  # type: ignore[arg-type]
 
 
-def test_refuses_pictures_of_another_shape(encoder_dir: Path) -> None:
+def test_refuses_pictures_of_another_shape_or_kind(encoder_dir: Path) -> None:
+    model = AutoModel.from_pretrained(encoder_dir)
     with pytest.raises(ValueError, match="pixel_values must have the shape"):
-        AutoModel.from_pretrained(encoder_dir)(torch.zeros(2, 1, 8, 8))
+        model(torch.zeros(2, 1, 8, 8))
+    with pytest.raises(ValueError, match=r"normalised floating-point pictures .*, got torch.uint8"):
+        model(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
 
 
 def test_gradient_checkpointing_gives_the_same_gradients(encoder_dir: Path, pictures: torch.Tensor) -> None:
