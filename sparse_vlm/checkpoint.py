@@ -117,6 +117,8 @@ def load_encoder(
 ) -> SparseFormer:
     """Rebuild an encoder from its directory, in evaluation mode.
 
+    Its weights are ordinary ones under ``torch.inference_mode()`` too: they can be packed, and tuned later.
+
     Args:
         directory: an encoder directory.
         device: where to put it; the CPU by default.
@@ -135,13 +137,15 @@ def load_encoder(
         raise EncoderDirectoryError(
             f"{path} does not fit {CONFIG_FILE} beside it ({len(problems)} tensors): " + "; ".join(problems)
         )
-    # Copies, because tensors inside a mapped file are not aligned as torch aligns its own, which changes the
-    # order of sums and with it the last bits of what the encoder computes.
-    weights = {name: value.clone() for name, value in weights.items()}
-    encoder.load_state_dict(weights, strict=True, assign=True)
-    for parameter in encoder.parameters():
-        parameter.requires_grad_(True)
-    return encoder.to(device=device, dtype=dtype).eval()
+    # What is made under inference_mode does not tell when it changes, and takes no gradients ever after.
+    with torch.inference_mode(False):
+        # Copies, because tensors inside a mapped file are not aligned as torch aligns its own, which changes
+        # the order of sums and with it the last bits of what the encoder computes.
+        weights = {name: value.clone() for name, value in weights.items()}
+        encoder.load_state_dict(weights, strict=True, assign=True)
+        for parameter in encoder.parameters():
+            parameter.requires_grad_(True)
+        return encoder.to(device=device, dtype=dtype).eval()
 
 
 def load_config(directory: str | PathLike[str]) -> tuple[SparseFormerConfig, TransformConfig]:

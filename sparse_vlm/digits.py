@@ -111,16 +111,21 @@ def pack_digits(module: nn.Module, digits: int = 3, strict: bool = False) -> int
         strict: refuse a machine or a module that this is not for, instead of leaving it as it is.
 
     Returns:
-        How many layers were replaced; 0, with a warning that says what is missing, where the kernel does
-        not run.
+        How many layers were replaced; 0, with a warning that says why, where the kernel does not run, or
+        weights were made under ``torch.inference_mode()``.
 
     Raises:
         ValueError: for another number of digits.
-        DigitsError: if ``strict``, where the kernel does not run or weights are not in fp32 on the CPU.
+        DigitsError: if ``strict``, for the same reasons, or where weights are not in fp32 on the CPU.
     """
     if digits not in _TOLERANCE:
         raise ValueError(f"digits must be 1, 2 or 3, got {digits!r}")
     missing = what_is_missing()
+    if missing is None and any(p.is_inference() for p in module.parameters()):
+        missing = (
+            "weights made under torch.inference_mode() do not tell when they change; "
+            "load or copy them outside"
+        )
     if strict and missing is None:
         missing = _find_unfit(module)
     if missing is not None:

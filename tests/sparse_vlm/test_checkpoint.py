@@ -57,6 +57,14 @@ def test_precision_is_kept_or_chosen(
     assert load_encoder(directory, device="cpu", dtype=torch.bfloat16).dtype == torch.bfloat16
 
 
+def test_what_is_loaded_in_inference_mode_is_like_any_other(directory: Path, pictures: Tensor) -> None:
+    with torch.inference_mode():
+        encoder, half = load_encoder(directory), load_encoder(directory, dtype=torch.bfloat16)
+    assert not any(parameter.is_inference() for parameter in (*encoder.parameters(), *half.parameters()))
+    encoder(pictures).pooled.sum().backward()
+    assert encoder.head.proj.weight.grad is not None
+
+
 def test_provenance_is_kept_beside_versions(directory: Path) -> None:
     provenance = load_provenance(directory)
     assert provenance["teacher"] == "formula"

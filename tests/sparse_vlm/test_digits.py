@@ -327,6 +327,17 @@ def test_strict_refuses_what_it_is_not_for() -> None:
 
 
 @needs_kernel
+def test_weights_made_in_inference_mode_are_left_alone_and_it_is_said() -> None:
+    with torch.inference_mode():
+        module = nn.Sequential(nn.Linear(8, 16))
+    with pytest.warns(UserWarning, match=r"stay as they are: weights made under torch\.inference_mode\(\)"):
+        assert pack_digits(module) == 0
+    with pytest.raises(DigitsError, match="load or copy them outside"):
+        pack_digits(module, strict=True)
+    assert type(module[0]) is nn.Linear
+
+
+@needs_kernel
 def test_the_kernel_is_compiled_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forgotten: None
 ) -> None:
