@@ -217,12 +217,25 @@ def answer(
         max_new_tokens: longest answer.
 
     Raises:
-        ValueError: if a picture or the model cannot be read, or the language model has no room for them.
+        ValueError: if a picture or the model cannot be read, the question holds the image mark, or the
+            language model has no room for them.
     """
     chat = model if isinstance(model, Chat) else load_chat(model)
+    check_question(question, chat)
     pictures: list[Any] = [] if image is None else [*image] if isinstance(image, (list, tuple)) else [image]
     shown = [open_picture(each, upright=True) for each in pictures]
     return chat.reply([build_message(question, shown)], max_new_tokens).text
+
+
+def check_question(question: str, chat: Chat) -> None:
+    """See that a question does not hold the mark that stands for a picture.
+
+    Raises:
+        ValueError: if it does.
+    """
+    mark = chat.processor.image_token
+    if mark in question:
+        raise ValueError(f"leave {mark} out of the question {question[:60]!r}: its pictures come before it")
 
 
 def build_message(text: str, pictures: Sequence[Image.Image] = ()) -> dict[str, Any]:

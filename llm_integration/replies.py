@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import StoppingCriteria, StoppingCriteriaList
 
 from .decoding import GREEDY, draw_each
-from .generate import Chat, Picture, build_message, load_chat, open_picture
+from .generate import Chat, Picture, build_message, check_question, load_chat, open_picture
 from .room import LastPosition, PromptTooLongError, check_room
 
 _Shown = Picture | Sequence[Picture] | None
@@ -139,8 +139,8 @@ def answer_many(
 ) -> Iterator[Answered]:
     """Answer many questions, in their order.
 
-    A picture that cannot be read, or a question that is too long for the language model, costs its own
-    answer only.
+    A picture that cannot be read, and a question that is too long for the language model or holds the image
+    mark, cost their own answer only.
 
     Args:
         asked: pictures (one, several, or None for none) and a question about them, again and again; read a
@@ -154,16 +154,24 @@ def answer_many(
         first: place of the first question, where these are the rest of a longer row.
 
     Raises:
-        ValueError: if the model cannot be read.
+        ValueError: if the model cannot be read, or the batch is less than one question.
     """
+    if batch < 1:
+        raise ValueError(f"batch must be 1 or more, got {batch}")
     chat = model if isinstance(model, Chat) else load_chat(model)
     for part, opened in _open_ahead(asked, batch):
-        skipped = {place: found for place, found in enumerate(opened) if isinstance(found, str)}
-        talks = {
-            place: [build_message(part[place][1], found)]
-            for place, found in enumerate(opened)
-            if not isinstance(found, str)
-        }
+        skipped: dict[int, str] = {}
+        talks: dict[int, list[dict[str, Any]]] = {}
+        for place, ((_, question), found) in enumerate(zip(part, opened, strict=True)):
+            try:
+                check_question(question, chat)
+            except ValueError as error:
+                skipped[place] = str(error)
+                continue
+            if isinstance(found, str):
+                skipped[place] = found
+            else:
+                talks[place] = [build_message(question, found)]
         replies: dict[int, BatchReply] = {}
         while len(replies) < len(talks):
             keys = [f"{seed} {first + place}" for place in talks]

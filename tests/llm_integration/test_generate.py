@@ -55,6 +55,12 @@ def test_answer_takes_files_pictures_several_and_none(chat: Chat, picture: Any, 
     assert isinstance(answer(None, "What?", chat, max_new_tokens=2), str)
 
 
+def test_a_question_with_the_image_mark_is_refused(chat: Chat, picture: Any) -> None:
+    for shown in (picture, None):
+        with pytest.raises(ValueError, match="leave <image> out of the question '<image>"):
+            answer(shown, "<image>\nWhat is it?", chat)
+
+
 def test_pictures_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="there is no picture"):
         open_picture(tmp_path / "none.jpg")

@@ -131,6 +131,16 @@ def test_many_answers_do_not_depend_on_the_batch(
         assert alone[0].text != alone[5].text  # the same question is drawn anew in another place
 
 
+def test_a_question_with_the_image_mark_costs_its_own_answer_only(chat: Chat, picture: Image.Image) -> None:
+    asked = [(picture, "<image>\nWhich one?"), (picture, "Which one?"), (None, "What is <image>?")]
+    marked, answered, alone = answer_many(asked, chat, 3, 4)
+    assert answered.text == chat.reply([build_message("Which one?", [picture])], 4).text
+    assert "leave <image> out of the question" in str(marked.skipped)
+    assert "leave <image> out of the question" in str(alone.skipped)
+    with pytest.raises(ValueError, match="batch must be 1 or more, got 0"):
+        list(answer_many(asked, chat, 0))
+
+
 def test_a_question_that_is_too_long_costs_its_own_answer_only(chat: Chat, picture: Image.Image) -> None:
     asked: list[Any] = [
         (picture, "Which one?"),
