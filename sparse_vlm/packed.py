@@ -150,7 +150,7 @@ def replace_linears(module: nn.Module, build: Callable[[nn.Linear], nn.Module]) 
 
     Args:
         module: what holds them; layers packed in another way are replaced too, other kinds of linear layers
-            (adapters, quantized ones) are left alone.
+            (adapters, quantized ones, pruned ones) are left alone.
         build: makes the new layer from the old one.
 
     Returns:
@@ -159,9 +159,12 @@ def replace_linears(module: nn.Module, build: Callable[[nn.Linear], nn.Module]) 
     count = 0
     for child in list(module.modules()):
         for name, linear in list(child.named_children()):
-            # Weights made in inference mode do not tell when they change: a copy could be an old one.
             if not isinstance(linear, PackedLinear) and type(linear) is not nn.Linear:
                 continue
+            # What a pruned layer, say, makes its weight of at every call would be lost.
+            if linear._parameters.keys() - {"weight", "bias"} or linear._buffers:
+                continue
+            # Weights made in inference mode do not tell when they change: a copy could be an old one.
             if not linear.weight.is_inference():
                 setattr(child, name, build(linear))
                 count += 1

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 from sparse_vlm import SparseFormer
 from sparse_vlm.packed import PackedLinear, can_pack, pack_linears
@@ -128,6 +129,19 @@ def test_hooks_stay() -> None:
         handle.remove()
         module(torch.ones(5, 8))
     assert seen == [1]
+
+
+def test_layers_that_make_their_weight_at_every_call_are_left_alone() -> None:
+    module = nn.Sequential(nn.Linear(8, 16), nn.Linear(16, 4, bias=False))
+    prune.l1_unstructured(module[0], "weight", 0.5)
+    rows = torch.randn(5, 8)
+    with torch.no_grad():
+        wanted = module(rows)
+        assert pack_linears(module) == 1
+        torch.testing.assert_close(module(rows), wanted, atol=1e-5, rtol=1e-5)
+        prune.remove(module[0], "weight")
+        assert pack_linears(module) == 2
+        torch.testing.assert_close(module(rows), wanted, atol=1e-5, rtol=1e-5)
 
 
 def test_weights_made_in_inference_mode_are_left_alone() -> None:
