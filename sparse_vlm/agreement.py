@@ -16,20 +16,23 @@ DEVICES = ("cuda",)
 """Kinds of devices that the kernels are for."""
 
 
-def has_kernels(tensor: Tensor) -> bool:
-    """Whether a tensor lies where kernels of our own may run.
+def is_plain(tensor: Tensor) -> bool:
+    """Whether a tensor has numbers of its own in memory, for code that PyTorch knows nothing of.
 
     Those of torch.func, of forward-mode gradients, of TorchScript's tracer and of other subclasses (shards,
-    shapes without numbers) lie nowhere.
+    shapes without numbers) have not.
     """
-    if tensor.device.type not in DEVICES:
-        return False
-    return is_compiling() or (
+    return (
         type(tensor) in (Tensor, nn.Parameter)
         and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
         and forward_ad._current_level < 0
         and not torch.jit.is_tracing()
     )
+
+
+def has_kernels(tensor: Tensor) -> bool:
+    """Whether a tensor lies where kernels of our own may run."""
+    return tensor.device.type in DEVICES and (is_compiling() or is_plain(tensor))
 
 
 def may_infer(tensor: Tensor) -> bool:

@@ -14,8 +14,8 @@ weight gives it no say, the others have fewer bits.
 50
 
 Names, parameters and files stay what they are. Wherever digits do not apply (gradients wanted, another device
-or precision, autocast, a compiler), a layer computes as before. A row with a number that is not finite gives
-rows that are not numbers; a row whose entries are all below 1e-30 counts as zero.
+or precision, autocast, a compiler, torch.func, a tracer), a layer computes as before. A row with a number
+that is not finite gives rows that are not numbers; a row whose entries are all below 1e-30 counts as zero.
 
 The kernel is ``digits.cpp``. It is compiled when it is first asked for, in a second or two, and kept in
 ``$XDG_CACHE_HOME/sparse_vlm`` (``~/.cache/sparse_vlm``).

@@ -9,8 +9,9 @@ weights, in the order that oneDNN's kernel reads.
 50
 
 Names, parameters and files stay what they are. Wherever the packed form does not apply (gradients wanted,
-another device or precision, autocast, a compiler), a layer computes as before. A weight that changes is
-packed anew; only a change of few of its values, written through ``weight.data``, may go unseen.
+another device or precision, autocast, a compiler, torch.func, a tracer), a layer computes as before. A
+weight that changes is packed anew; only a change of few of its values, written through ``weight.data``, may
+go unseen.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .agreement import is_plain
 from .compiling import is_compiling
 
 # More rows than this keep the usual kernels just as busy.
@@ -65,6 +67,8 @@ class PackedLinear(nn.Linear):
             and input.dtype == self.weight.dtype
             and self._fits(input)
             and not torch.is_autocast_cpu_enabled()
+            and is_plain(input)
+            and is_plain(self.weight)
             and not self.weight.is_inference()  # such a weight does not tell whether it was changed
         )
 

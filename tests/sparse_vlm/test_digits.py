@@ -253,6 +253,19 @@ def test_where_digits_do_not_apply_the_plain_layer_answers(kind: str) -> None:
 
 
 @needs_kernel
+def test_what_has_no_memory_of_its_own_goes_through_the_plain_layer() -> None:
+    module, rows = nn.Sequential(nn.Linear(8, 16)), torch.randn(5, 3, 8)
+    wanted = F.linear(rows, module[0].weight, module[0].bias)
+    pack_digits(module)
+    with torch.no_grad():
+        mapped = torch.func.vmap(module)(rows)
+        assert module[0]._packed is None
+        traced = torch.jit.trace(module, torch.zeros(2, 3, 8))
+        torch.testing.assert_close(mapped, wanted, atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(traced(rows), wanted, atol=1e-6, rtol=1e-5)
+
+
+@needs_kernel
 def test_changed_weights_are_split_anew_and_copies_make_their_own() -> None:
     module = nn.Sequential(nn.Linear(8, 16))
     pack_digits(module, digits=2)
