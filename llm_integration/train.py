@@ -29,6 +29,7 @@ from transformers.integrations import get_available_reporting_integrations
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from sparse_vlm.atomic import write_atomic
+from sparse_vlm.preemption import StoppedError, StopRequest
 from sparse_vlm.settings import SettingsError, settings_to_dict
 
 from .assemble import save_llava
@@ -59,7 +60,7 @@ from .result import (
     trained_before,
 )
 from .templates import CHATML_TOKENS, build_template, check_heard
-from .trainer import ChatTrainer, LogFile, WholeMark, gather_weights, mean_loss
+from .trainer import ChatTrainer, EndWhenAsked, LogFile, WholeMark, gather_weights, mean_loss
 
 logger = logging.getLogger(__name__)
 
@@ -345,6 +346,7 @@ def train(settings: TrainSettings) -> dict[str, float]:
     Raises:
         ValueError: if model, data and settings do not fit each other.
         TooManyBadRecordsError: if too many records are bad.
+        StoppedError: if it was asked to end, after a checkpoint.
     """
     deepspeed = use_deepspeed(settings)
     arguments = build_arguments(settings, deepspeed)  # ZeRO-3 partitions models that are loaded after this
@@ -395,6 +397,7 @@ def train(settings: TrainSettings) -> dict[str, float]:
         write_atomic(settings.out / "trained.txt", "\n".join(trained_names(wrapped)) + "\n")
     collator = build_collator(processor, model.config)
     heldout = HeldoutLoss(others, collator, settings.heldout.every, settings.batch) if others else None
+    end = EndWhenAsked(StopRequest())
     with patch.dict(os.environ, {"TENSORBOARD_LOGGING_DIR": str(settings.out / "tensorboard")}):
         trainer = ChatTrainer(
             settings,
@@ -404,6 +407,7 @@ def train(settings: TrainSettings) -> dict[str, float]:
             data_collator=collator,
             callbacks=[
                 *([heldout] if heldout else []),
+                end,
                 LogFile(settings.out / LOG_FILE, dataset),
                 WholeMark(settings.keep_checkpoints, sample_weights(settings.model)),
             ],
@@ -411,7 +415,10 @@ def train(settings: TrainSettings) -> dict[str, float]:
     if heldout is not None:
         heldout.trainer = trainer
     trainer.remove_callback(PrinterCallback)  # says again what the log says
-    outcome = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    with end.stop:
+        outcome = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if end.ended:
+        raise StoppedError(f"stopped after update {trainer.state.global_step}, as it was asked to")
     if deepspeed and type(trainer.model_wrapped).__name__ != "DeepSpeedEngine":
         raise RuntimeError("DeepSpeed was asked for, but the Trainer ran without its engine")
     if settings.stage == "tune":
@@ -480,6 +487,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sentence = str(error).strip().rpartition("\n")[2].rpartition("TooManyBadRecordsError: ")[2]
         print(f"error: {sentence}", file=sys.stderr, flush=True)
         raise SystemExit(2) from error
+    except StoppedError as error:
+        print(f"{error}: the same command goes on from there", file=sys.stderr, flush=True)
+        raise SystemExit(143) from None
     except KeyboardInterrupt:
         if settings is None:
             raise SystemExit(130) from None

@@ -16,6 +16,7 @@ from torch.utils.data import Sampler
 from transformers import LlavaForConditionalGeneration, Trainer, TrainerCallback
 
 from sparse_vlm.atomic import write_atomic
+from sparse_vlm.preemption import StopRequest
 
 from .config import TrainSettings
 from .data import ChatDataset, GroupedSampler
@@ -184,6 +185,35 @@ class OwnPace(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Called by the Trainer after it has read a checkpoint."""
         state.logging_steps, state.save_steps = args.logging_steps, args.save_steps
+
+
+class EndWhenAsked(TrainerCallback):
+    """Ends training behind a checkpoint once a process of it is asked to end.
+
+    Several processes have to agree where, which they do when they log: a launcher may ask one after the
+    other.
+
+    Args:
+        stop: whether this process is asked.
+    """
+
+    def __init__(self, stop: StopRequest) -> None:
+        self.stop = stop
+        self.ended = False
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Called by the Trainer after each update, in every process."""
+        if control.should_training_stop:
+            return
+        asked = self.stop.asked
+        if args.world_size > 1:
+            if state.global_step % args.logging_steps:
+                return
+            told = torch.tensor(int(asked), device=args.device)
+            torch.distributed.all_reduce(told)
+            asked = bool(told)
+        if asked:
+            control.should_save = control.should_training_stop = self.ended = True
 
 
 class LogFile(TrainerCallback):

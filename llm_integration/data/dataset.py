@@ -7,8 +7,10 @@ import multiprocessing
 from typing import Any
 
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 from tqdm import tqdm
+
+from sparse_vlm.preemption import ignore_in_worker
 
 from .encode import ChatEncoder
 from .records import BadRecordError, Record
@@ -57,6 +59,7 @@ class ChatDataset(Dataset[dict[str, Any]]):
         self._bad = multiprocessing.Array("b", count)
         self._count = multiprocessing.Value("i", 0)
         self._cut = multiprocessing.Array("b", count)
+        self._ignores_sigterm: bool | None = None
         self.good: list[int] = []
         self.lengths: list[int] = []
         self.with_picture: list[bool] = []
@@ -86,6 +89,10 @@ class ChatDataset(Dataset[dict[str, Any]]):
         return len(self.good)
 
     def __getitem__(self, position: int) -> dict[str, Any]:
+        if self._ignores_sigterm is None:
+            self._ignores_sigterm = get_worker_info() is not None
+            if self._ignores_sigterm:
+                ignore_in_worker()
         for step in range(len(self.good)):
             place = (position + step) % len(self.good)
             index = self.good[place]

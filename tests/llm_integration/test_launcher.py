@@ -129,6 +129,31 @@ def test_zero_3_goes_on_after_sigkill(config: Path, plain: Path, tmp_path: Path)
     assert steps.count(1) == 1, "the run began anew"
 
 
+@pytest.mark.parametrize("stage", [2, 3])
+def test_asked_to_end_they_write_a_checkpoint_and_go_on(
+    config: Path, plain: Path, tmp_path: Path, stage: int
+) -> None:
+    out = tmp_path / "run"
+    words = (f"out={out}", "checkpoint_every=0", "data.workers=1")
+    process = subprocess.Popen(
+        _command(config, stage, *words), cwd=ROOT, env=_environment(), start_new_session=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    end = time.monotonic() + 1200
+    log = out / "log.jsonl"
+    while not (log.is_file() and 1 in _losses(out)) and time.monotonic() < end and process.poll() is None:
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGTERM)  # as a scheduler does: launchers, processes, loaders' workers
+    process.wait()
+    while not list((out / "checkpoints").glob("checkpoint-*/whole.json")):
+        assert time.monotonic() < end, "there is no checkpoint"
+        time.sleep(0.1)
+    assert not (out / "final").exists()
+    time.sleep(10)  # until all have left
+    _launch(config, stage, *words)
+    assert _losses(out) == pytest.approx(_losses(plain), abs=2e-4)
+
+
 def test_a_restart_within_the_second_epoch_changes_nothing(config: Path, tmp_path: Path) -> None:
     words = ("accumulation=1", "max_steps=null", "epochs=2", "checkpoint_every=5", f"out={tmp_path / 'run'}")
     _launch(config, 2, *words)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import signal
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
@@ -34,6 +36,7 @@ from llm_integration.result import load_model
 from llm_integration.templates import TEMPLATES, check_heard
 from llm_integration.train import build_arguments, build_collator, check_resume, main, train
 from llm_integration.trainer import ChatTrainer, EpochOrder, LogFile, WholeMark, gather_weights, mean_loss
+from sparse_vlm.preemption import StoppedError
 from sparse_vlm.settings import SettingsError, build_settings
 
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -461,6 +464,50 @@ def test_resume_is_exact(build: Any, tmp_path: Path, extra: tuple[str, ...]) -> 
     assert _losses(broken) == _losses(whole)
     with pytest.raises(SettingsError, match="begun with other settings"):
         train(build(*common, f"out={broken}", "seed=4"))
+
+
+@pytest.mark.parametrize(
+    "extra", [(), ("log_every=4",), ("lora.rank=4", "lora.dropout=0.3"), ("precision=bf16",)]
+)
+def test_asked_to_end_it_writes_a_checkpoint_and_goes_on(
+    build: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, extra: tuple[str, ...]
+) -> None:
+    common = ("max_steps=6", "checkpoint_every=0", *extra)
+    whole = train(build(*common, f"out={tmp_path / 'whole'}"))
+    step = ChatTrainer.training_step
+    steps = []
+
+    def ask(self: ChatTrainer, *arguments: Any) -> Any:
+        steps.append(1)
+        if len(steps) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ChatTrainer, "training_step", ask)
+        with pytest.raises(StoppedError, match="stopped after update 3, as it was asked to"):
+            train(build(*common))
+    assert not (tmp_path / "run" / "final").exists()
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["checkpoint-3"]
+    again = train(build(*common))
+    assert again["train_loss"] == pytest.approx(whole["train_loss"], rel=1e-9)
+    for file in (tmp_path / "whole" / "final").rglob("*.safetensors"):
+        other = load_file(tmp_path / "run" / "final" / file.relative_to(tmp_path / "whole" / "final"))
+        assert all(torch.equal(value, other[name]) for name, value in load_file(file).items())
+
+
+def test_a_run_that_was_asked_to_end_says_so(
+    build: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stop(settings: TrainSettings) -> dict[str, float]:
+        raise StoppedError("stopped after update 5, as it was asked to")
+
+    monkeypatch.setattr(train_module, "train", stop)
+    monkeypatch.setattr(train_module, "load_settings", lambda path, words: build())
+    with pytest.raises(SystemExit) as left:
+        main(["any.yaml"])
+    assert left.value.code == 143
+    assert capsys.readouterr().err.splitlines()[-1].endswith("asked to: the same command goes on from there")
 
 
 def _write_whole_model(self: ChatTrainer, folder: str | None = None, _internal_call: bool = False) -> None:
