@@ -215,6 +215,7 @@ def ask_all(
                         "model_id": model_id,
                         "visual_tokens": answer.visual_tokens,
                         "new_tokens": answer.new_tokens,
+                        **({"too_long": True} if answer.too_long else {}),
                     }
                 )
             store.write(rows)
@@ -282,6 +283,11 @@ def count_visual_tokens(folder: Path) -> float:
     """Mean number of image tokens a question, over a finished run."""
     counts = [row["visual_tokens"] for row in _read_lines(folder / ANSWERS)]
     return sum(counts) / max(1, len(counts))
+
+
+def count_too_long(folder: Path) -> int:
+    """Questions of a finished run whose prompt alone filled all positions of the language model."""
+    return sum("too_long" in row for row in _read_lines(folder / ANSWERS))
 
 
 def _read_lines(path: Path) -> Iterator[dict[str, Any]]:

@@ -24,11 +24,14 @@ class Answer:
         text: As decoded, without special tokens, stripped.
         visual_tokens: Image tokens of its prompt.
         new_tokens: Tokens of the answer, its end mark included.
+        too_long: Whether its prompt alone filled all positions of the language model, so that the answer is
+            of no use.
     """
 
     text: str
     visual_tokens: int
     new_tokens: int
+    too_long: bool = False
 
 
 class Answerer:
@@ -56,7 +59,16 @@ class Answerer:
             for prompt, picture in zip(prompts, pictures, strict=True)
         ]
         replies = reply_to_all(self.chat, conversations, self.max_new_tokens)
-        return [Answer(reply.text, reply.visual_tokens, reply.new_tokens) for reply in replies]
+        most = self.chat.positions
+        return [
+            Answer(
+                reply.text,
+                reply.visual_tokens,
+                reply.new_tokens,
+                too_long=most is not None and reply.prompt_tokens >= most,
+            )
+            for reply in replies
+        ]
 
 
 def load_answerer(directory: Path, max_new_tokens: int, precision: str, device: torch.device) -> Answerer:

@@ -30,6 +30,7 @@ from eval.engine import (
     Model,
     ask_all,
     build_asks,
+    count_too_long,
     count_visual_tokens,
     match_own,
 )
@@ -270,6 +271,7 @@ def _write_scores(
         "model": str(settings.model),
         "floor": None if settings.floor == "none" else settings.floor,
         "visual_tokens": count_visual_tokens(settings.out),
+        "prompts_too_long": count_too_long(settings.out),
         "provenance": _read_origin(settings, words, device),
     }
     write_atomic(settings.out / SCORES, json.dumps(content, indent=1, ensure_ascii=False))
@@ -320,6 +322,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         floor = "" if settings.floor == "none" else f", floor: {settings.floor}"
         print(f"{outcome.task.name}, {settings.protocol} prompts{floor}: {settings.model}")
         print(format_report(outcome))
+        long = count_too_long(settings.out)
+        if long:
+            print(
+                f"{long} prompts alone filled all positions of the language model: what was answered to them "
+                'is of no use (in answers.jsonl they have "too_long")'
+            )
         print(f"visual tokens a question: {count_visual_tokens(settings.out):.1f}; run: {settings.out}")
     return 0
 

@@ -11,7 +11,7 @@ from eval.reports.inputs import Source
 from eval.reports.parts import chart, esc, figure_cell, figure_name, legend, ref, section, signed, table
 from eval.reports.scatter import draw_scatter, marker, name_method, name_skipped
 from eval.reports.svg import short
-from eval.reports.words import name_task
+from eval.reports.words import name_task, say_times
 
 _PIECES = (("tower", "piece-tower"), ("projector", "piece-projector"), ("prefill", "piece-prefill"))
 
@@ -166,8 +166,8 @@ def _with_tokens(label: str, tokens: int) -> str:
 
 
 def _times(base: float, value: float) -> str:
-    """How many times less than the baseline; nothing for the baseline itself."""
-    return "" if value == base else f" · {base / value:.2f}× less"
+    """How many times less, or more, than the baseline; nothing for the baseline itself."""
+    return "" if value == base else f" · {say_times(base, value, 2)}"
 
 
 def _clocks(record: Mapping[str, Any]) -> str:

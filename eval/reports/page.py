@@ -15,7 +15,7 @@ from eval.reports.gallery import gallery_section
 from eval.reports.inputs import KINDS, Source
 from eval.reports.parts import anchor, esc, section, signed, table
 from eval.reports.svg import short
-from eval.reports.words import name_task
+from eval.reports.words import name_task, say_times
 
 _STYLE = Path(__file__).with_name("style.css")
 # Nothing may be loaded: what a browser shows is what the file holds.
@@ -99,7 +99,7 @@ def _cost_tiles(source: Source) -> list[str]:
     tiles = [
         _tile(
             f"multiply-adds, {record['llm']} Llama",
-            f"{base['total_gmacs'] / ours['total_gmacs']:.1f}× less",
+            say_times(base["total_gmacs"], ours["total_gmacs"], 1),
             f"{pair}: {short(base['total_gmacs'])} → {short(ours['total_gmacs'])} GMACs to the first token.",
         )
     ]
@@ -108,7 +108,7 @@ def _cost_tiles(source: Source) -> list[str]:
         tiles.append(
             _tile(
                 f"first token, {record['llm']} Llama",
-                f"{slow['median'] / fast['median']:.1f}× sooner",
+                say_times(slow["median"], fast["median"], 1, "sooner", "later"),
                 f"{pair}: {short(1e3 * slow['median'])} → {short(1e3 * fast['median'])} ms, "
                 f"batch {part[others[0]]['batch']}{f', {device}' if device else ''}.",
             )

@@ -64,3 +64,17 @@ def name_interval(method: str) -> str:
 
 def _plain(name: str) -> str:
     return name.replace("_", " ").replace("@", " @ ")
+
+
+def say_times(base: float, value: float, digits: int, less: str = "less", more: str = "more") -> str:
+    """How many times less, or more, something takes than a baseline does.
+
+    Args:
+        base: What the baseline takes, above 0.
+        value: What it takes itself, above 0.
+        digits: Behind the point.
+        less: The word for less.
+        more: The word for more.
+    """
+    ratio, word = (base / value, less) if value <= base else (value / base, more)
+    return f"{ratio:.{digits}f}× {word}"

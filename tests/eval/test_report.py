@@ -26,7 +26,7 @@ from eval.reports.eyes import crop_of, load_eyes
 from eval.reports.inputs import read_sources
 from eval.reports.parts import signed
 from eval.reports.svg import pick_log_ticks, pick_ticks, short
-from eval.reports.words import name_figure, name_prompts, name_task
+from eval.reports.words import name_figure, name_prompts, name_task, say_times
 from eval.run import run
 from eval.task import SHORT_ANSWER, Example
 from eval.tasks import list_tasks
@@ -715,3 +715,10 @@ def test_a_report_of_old_records_says_what_they_lack(runs: Path, tmp_path: Path)
     assert report(runs, "-o", str(tmp_path / "r.html"), names=("rescored.json",)) == 0
     assert "no provenance was recorded" in (tmp_path / "r.html").read_text()
     assert "prompts unknown (rescored)" in (tmp_path / "r.html").read_text()
+
+
+def test_what_takes_more_than_the_baseline_is_not_so_many_times_less() -> None:
+    assert say_times(10.0, 4.0, 2) == "2.50× less"
+    assert say_times(4.0, 10.0, 1) == "2.5× more"
+    assert say_times(1.0, 1.5, 1, "sooner", "later") == "1.5× later"
+    assert say_times(2.0, 2.0, 1) == "1.0× less"

@@ -27,7 +27,8 @@ from eval.report import main as report
 from eval.rescore import main as rescore
 from eval.run import main, run
 from llm_integration.generate import answer as answer_one
-from llm_integration.generate import load_chat
+from llm_integration.generate import build_message, load_chat
+from llm_integration.replies import reply_to_all
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -477,3 +478,23 @@ def test_a_setting_that_is_there_twice_is_refused(tmp_path: Path, capsys: pytest
     (tmp_path / "x.yaml").write_text("limit: 1\nbatch: 2\nlimit: 3\n")
     assert main([str(tmp_path / "x.yaml")]) == 2
     assert "x.yaml is not valid YAML: the key 'limit' is there twice" in capsys.readouterr().err
+
+
+def test_prompts_that_leave_no_room_for_an_answer_are_counted(
+    settings: Callable[..., RunSettings], llava_dir: Path, quiz: Path
+) -> None:
+    chat = load_chat(llava_dir)
+    asked = [question for question, *_ in json.loads((quiz / "questions.json").read_text())]
+    suffix = "\nAnswer the question using a single word or phrase."
+    prompts = [
+        reply.prompt_tokens for reply in reply_to_all(chat, [[build_message(q + suffix)] for q in asked], 1)
+    ]
+    chat.positions = sorted(prompts)[5] + 9  # with a picture's tokens: between the shortest and the longest
+    with pytest.warns(UserWarning, match="of no use"):
+        run(settings(), [], Answerer(chat, 2))
+    rows = lines(settings().out)
+    long = [row["key"] for row in rows if row.get("too_long")]
+    assert 0 < len(long) < len(rows)
+    by_length = sorted(rows, key=lambda row: len(row["prompt"]))
+    assert {row["key"] for row in by_length[-len(long) :]} == set(long)
+    assert json.loads((settings().out / "scores.json").read_text())["prompts_too_long"] == len(long)
