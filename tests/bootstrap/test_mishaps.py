@@ -309,7 +309,7 @@ def test_bad_pictures_of_other_processes_count(write_run: Write, monkeypatch: py
 
     def gather(self: TorchEngine, value: Any) -> list[Any]:
         # Another process, which skips nine of ten.
-        return [value, (value[0], (1000, 900))] if isinstance(value, tuple) else plain(self, value)
+        return [value, (value[0], (1000, 900), False)] if isinstance(value, tuple) else plain(self, value)
 
     monkeypatch.setattr(TorchEngine, "gather", gather)
     with pytest.raises(
