@@ -11,12 +11,15 @@ import re
 import shutil
 import socket
 import stat
+import time
 import uuid
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
+# Seconds; far longer than a living writer takes from one rename to the next.
+_BETWEEN_RENAMES = 1.0
 
 
 def write_atomic(path: str | os.PathLike[str], content: bytes | str | Callable[[Path], object]) -> None:
@@ -108,7 +111,7 @@ def recover_directory(path: str | os.PathLike[str]) -> bool:
     """Puts back an older directory that a killed `atomic_directory` had moved aside; True if it did.
 
     Only needed where the file system cannot exchange two names in one step: there a kill between the two
-    renames leaves the older directory under a hidden name.
+    renames leaves the older directory under a hidden name. It takes a second then.
     """
     target = Path(path).resolve()
     if target.exists() or not target.parent.is_dir():
@@ -116,10 +119,15 @@ def recover_directory(path: str | os.PathLike[str]) -> bool:
     # The dots tell it from what belongs to a longer name: ".name.v2.host-1-abc.aside".
     found = target.parent.glob(f".{_escape(target.name)}.*.aside")
     ours = [path for path in found if path.name.count(".") == target.name.count(".") + 3]
-    aside = sorted(ours, key=lambda path: path.stat().st_mtime)
-    if not aside:
+    if not ours:
         return False
-    aside[-1].rename(target)
+    # A writer that lives, here or on another machine, is between its two renames for a moment only.
+    end = time.monotonic() + _BETWEEN_RENAMES
+    while time.monotonic() < end:
+        if target.exists():
+            return False
+        time.sleep(_BETWEEN_RENAMES / 20)
+    max(ours, key=lambda path: path.stat().st_mtime).rename(target)
     return True
 
 

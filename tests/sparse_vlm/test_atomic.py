@@ -9,6 +9,8 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -325,3 +327,35 @@ def test_names_with_glob_characters_are_plain_names(tmp_path: Path) -> None:
     with atomic_directory(tmp_path / "d[2]?") as folder:
         (folder / "a").write_text("y")
     assert content(tmp_path) == {"a[1]*.txt": "x", "d[2]?/a": "y"}
+
+
+def test_a_reader_does_not_come_between_the_renames_of_a_living_writer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(atomic, "_exchange", lambda first, second: False)  # as on NFS
+    target, second, both = tmp_path / "encoder", threading.Event(), threading.Event()
+    with atomic_directory(target) as folder:
+        (folder / "old").write_text("")
+    rename = Path.rename
+
+    def slow(self: Path, to: Path) -> Path:
+        made = rename(self, to)
+        if to.suffix == ".aside":
+            second.set()
+            time.sleep(0.3)
+        return made
+
+    def write() -> None:
+        with atomic_directory(target) as folder:
+            (folder / "new").write_text("")
+        both.set()
+
+    monkeypatch.setattr(Path, "rename", slow)
+    writer = threading.Thread(target=write)
+    writer.start()
+    assert second.wait(10)
+    assert not recover_directory(target)
+    writer.join()
+    assert both.is_set(), "the writer failed"
+    assert [entry.name for entry in target.iterdir()] == ["new"]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["encoder"]
