@@ -10,7 +10,7 @@ from typing import Any
 
 from .templates import IMAGE_MARK
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 _OURS = ("answer", "skipped")
 
 

@@ -19,7 +19,7 @@ from sparse_vlm.transform import UNREADABLE, to_rgb
 from .chat_file import ChatFile
 from .records import BadRecordError, Record, describe, parse_record
 
-_PICTURES = ("jpg", "jpeg", "png", "webp", "bmp", "gif")
+_PICTURES = ("jpg", "jpeg", "jpe", "jfif", "png", "webp", "bmp", "gif", "tif", "tiff")
 
 
 class Source(Protocol):

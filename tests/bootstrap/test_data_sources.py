@@ -86,6 +86,17 @@ def test_folder_lists_pictures_recursively_and_sorted(folder: Path) -> None:
     assert FolderSource(folder).fingerprint() != before
 
 
+@pytest.mark.parametrize("suffix", [".jpe", ".jfif", ".JPEG"])
+def test_a_jpeg_is_one_by_any_of_its_suffixes(folder: Path, tmp_path: Path, suffix: str) -> None:
+    before = len(FolderSource(str(folder)))
+    another = folder / f"another{suffix}"
+    another.write_bytes(files.jpeg())
+    assert len(FolderSource(str(folder))) == before + 1
+    with tarfile.open(tmp_path / "one.tar", "w") as tar:
+        tar.add(another, f"one{suffix}")
+    assert len(TarSource([str(tmp_path / "one.tar")], "one")) == 1
+
+
 def test_folder_follows_links_once(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "d.jpg").write_bytes(files.jpeg())
@@ -133,7 +144,9 @@ def test_vanished_file_is_a_bad_picture(folder: Path) -> None:
 def test_empty_folder_names_itself_and_the_extensions(tmp_path: Path) -> None:
     (tmp_path / "nothing").mkdir()
     (tmp_path / "nothing" / "readme.txt").write_text("x")
-    with pytest.raises(ValueError, match=r"no pictures in folder '.*nothing'.*\.jpg \.jpeg \.png"):
+    with pytest.raises(
+        ValueError, match=r"no pictures in folder '.*nothing'.*\.jpg \.jpeg \.jpe \.jfif \.png"
+    ):
         open_source(DataConfig(str(tmp_path / "nothing")))
 
 
