@@ -40,17 +40,19 @@ class HeldoutLoss(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Called by the Trainer after it has read a checkpoint."""
         if state.global_step == 0:
-            self._log()
+            self._log(control)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Called by the Trainer after each update, in every process, before a checkpoint is written."""
         due = self.every > 0 and state.global_step % self.every == 0
         if due or control.should_training_stop:
-            self._log()
+            self._log(control)
 
-    def _log(self) -> None:
+    def _log(self, control: Any) -> None:
         self.last = measure_loss(self.trainer, self.dataset, self.collator, self.batch)
+        due = control.should_log
         self.trainer.log({self.NAME: self.last})
+        control.should_log = due  # the Trainer takes any entry for the one of this update's losses
 
 
 @torch.no_grad()

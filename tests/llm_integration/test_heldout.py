@@ -103,7 +103,9 @@ def test_it_is_the_mean_over_all_learned_tokens(build: Build, tmp_path: Path) ->
     assert facts["metrics"]["heldout_loss"] == found[4]
 
 
-@pytest.mark.parametrize("extra", [(), ("lora.rank=4", "lora.dropout=0.5"), ("data.workers=1",)])
+@pytest.mark.parametrize(
+    "extra", [(), ("lora.rank=4", "lora.dropout=0.5"), ("data.workers=1",), ("checkpoint_every=0",)]
+)
 def test_training_goes_on_as_if_nothing_had_been_asked(
     build: Build, tmp_path: Path, extra: tuple[str, ...]
 ) -> None:
