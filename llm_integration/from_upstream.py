@@ -153,13 +153,18 @@ def build_tower(directory: Path, is_encoder: bool, values: Mapping[str, Any]) ->
     return Tower(model, tokens, layer, drops_first, transform)
 
 
+def list_weights(checkpoint: Path) -> list[Path]:
+    """Files of a checkpoint's weights, a projector alone left out."""
+    return sorted(checkpoint.glob("model*.safetensors")) or sorted(checkpoint.glob("pytorch_model*.bin"))
+
+
 def read_weights(checkpoint: Path) -> Iterator[tuple[str, Tensor]]:
     """All weights of a checkpoint, file by file, without running any code that files bring.
 
     Raises:
         ValueError: if there are none.
     """
-    files = sorted(checkpoint.glob("model*.safetensors")) or sorted(checkpoint.glob("pytorch_model*.bin"))
+    files = list_weights(checkpoint)
     if not files:
         raise ValueError(f"{checkpoint} holds no weights (model*.safetensors or pytorch_model*.bin)")
     for file in files:
@@ -257,14 +262,15 @@ def from_upstream(
     values = read_checkpoint_config(checkpoint)
     directory, is_encoder = find_tower(checkpoint, values, vision_tower)
     tower = build_tower(directory, is_encoder, values)
-    alone = checkpoint / PROJECTOR_FILE
-    if alone.is_file() != (llm_name is not None):
+    # There may be a projector's file beside the whole weights, which hold it too: LLaVA reads those.
+    whole, alone = bool(list_weights(checkpoint)), checkpoint / PROJECTOR_FILE
+    if whole and llm_name is not None:
+        raise ValueError(f"{checkpoint} brings its own language model: leave out --llm {llm_name}")
+    if not whole and alone.is_file() and llm_name is None:
         raise ValueError(
             f"{checkpoint} holds a projector alone ({PROJECTOR_FILE}): name its language model with --llm"
-            if alone.is_file()
-            else f"{checkpoint} brings its own language model: leave out --llm {llm_name}"
         )
-    if llm_name is not None:
+    if llm_name is not None and alone.is_file():
         _, projector, clip = split_weights(
             iter(torch.load(alone, map_location="cpu", weights_only=True).items())
         )

@@ -231,6 +231,21 @@ def test_a_projector_alone_and_a_language_model(
     )
 
 
+def test_a_projector_beside_whole_weights_changes_nothing(
+    write_checkpoint: Write, vicuna: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = write_checkpoint()
+    others = {f"model.{key}": torch.zeros_like(value) for key, value in build_projector().items()}
+    torch.save(others, checkpoint / "mm_projector.bin")
+    words = ["--llava", str(checkpoint), "--out", str(tmp_path / "out")]
+    main(words)
+    projector = load_llava(tmp_path / "out").model.multi_modal_projector
+    assert torch.equal(projector.linear_1.weight, build_projector()["mm_projector.0.weight"])
+    with pytest.raises(SystemExit):
+        main([*words, "--llm", str(vicuna)])
+    assert "brings its own language model" in capsys.readouterr().err
+
+
 def test_a_moved_tower_is_named_or_lies_beside(
     write_checkpoint: Write, encoder_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
