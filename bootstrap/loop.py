@@ -116,6 +116,7 @@ def run_loop(run: Run) -> None:
                 waited = 0.0
         run.every(done, stops)
         if stops and done < config.steps:
+            engine.gather(None)  # launchers end all processes soon after one has left: the first one writes
             raise StoppedError(f"stopped after step {done}, as it was asked to")
 
 

@@ -21,8 +21,10 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
+from bootstrap import train as train_module
 from bootstrap.config import read_config
 from bootstrap.data import open_source
+from bootstrap.distributed import TorchEngine
 from bootstrap.evaluate import HeldOut
 from bootstrap.log import read_log
 from bootstrap.loop import _check_weights
@@ -35,6 +37,7 @@ from bootstrap.train import bootstrap, main
 from sparse_vlm import load_encoder
 from sparse_vlm.checkpoint import load_provenance
 from sparse_vlm.fingerprint import hash_tower
+from sparse_vlm.preemption import StoppedError
 from tests.bootstrap.conftest import TINY_STUDENT
 
 Write = Callable[..., Path]
@@ -169,6 +172,31 @@ def test_asked_to_end_it_writes_a_checkpoint_and_goes_on_bit_equal(
     steps = [line["step"] for line in read_log(log) if line["kind"] == "train"]
     assert steps == list(range(1, 41))
     assert [line["step"] for line in read_log(log) if line["kind"] == "heldout"] == [10, 20, 30, 40]
+
+
+def test_asked_to_end_all_processes_wait_for_the_checkpoint(
+    write_run: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events = []
+    save, gather = train_module.save_state, TorchEngine.gather
+
+    def saved(*arguments: Any) -> Path | None:
+        os.kill(os.getpid(), signal.SIGTERM)  # the second one, from a launcher
+        path = save(*arguments)
+        events.append("saved")
+        return path
+
+    def gathered(self: TorchEngine, value: Any) -> list[Any]:
+        if not events and isinstance(value, tuple):  # of a step
+            os.kill(os.getpid(), signal.SIGTERM)
+        events.append("gathered")
+        return gather(self, value)
+
+    monkeypatch.setattr(train_module, "save_state", saved)
+    monkeypatch.setattr(TorchEngine, "gather", gathered)
+    with pytest.raises(StoppedError):
+        bootstrap(read_config(write_run(save_every=1, steps=40)))
+    assert events[-2:] == ["saved", "gathered"]
 
 
 def test_a_checkpoints_encoder_is_what_is_evaluated(write_run: Write, tmp_path: Path) -> None:
