@@ -10,13 +10,16 @@ training, evaluation and servers of transformers' format read it.
 from __future__ import annotations
 
 import argparse
+import pickle
 import re
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoTokenizer, GenerationConfig
@@ -168,10 +171,23 @@ def read_weights(checkpoint: Path) -> Iterator[tuple[str, Tensor]]:
     if not files:
         raise ValueError(f"{checkpoint} holds no weights (model*.safetensors or pytorch_model*.bin)")
     for file in files:
+        yield from read_file(file).items()
+
+
+def read_file(file: Path) -> dict[str, Tensor]:
+    """The weights in a file.
+
+    Raises:
+        ValueError: if it holds none: part of a download, say, or what Git LFS keeps in its place.
+    """
+    try:
         if file.suffix == ".bin":
-            yield from torch.load(file, map_location="cpu", weights_only=True, mmap=True).items()
-        else:
-            yield from load_file(file).items()
+            mapped = zipfile.is_zipfile(file)  # files of before torch 1.6 cannot be
+            return dict(torch.load(file, map_location="cpu", weights_only=True, mmap=mapped))
+        return load_file(file)
+    except (SafetensorError, RuntimeError, EOFError, TypeError, pickle.UnpicklingError) as error:
+        said = str(error).partition("\n")[0]
+        raise ValueError(f"{file} is damaged, or holds no weights ({said})") from error
 
 
 def split_weights(
@@ -271,9 +287,7 @@ def from_upstream(
             f"{checkpoint} holds a projector alone ({PROJECTOR_FILE}): name its language model with --llm"
         )
     if llm_name is not None and alone.is_file():
-        _, projector, clip = split_weights(
-            iter(torch.load(alone, map_location="cpu", weights_only=True).items())
-        )
+        _, projector, clip = split_weights(iter(read_file(alone).items()))
         llm, tokenizer = load_llm(llm_name, dtype)
     else:
         language, projector, clip = split_weights(read_weights(checkpoint))

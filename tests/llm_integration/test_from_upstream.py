@@ -310,6 +310,30 @@ def test_adapters_and_lost_weights_are_refused(
     assert "merge_lora_weights.py" in capsys.readouterr().err
 
 
+def test_files_that_hold_no_weights_are_named(
+    write_checkpoint: Write, vicuna: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = write_checkpoint()
+    whole = (checkpoint / "model.safetensors").read_bytes()
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
+    torch.save(build_projector(), tmp_path / "whole.bin")
+    half = (tmp_path / "whole.bin").read_bytes()[:1000]
+    contents = (
+        ("model.safetensors", whole[: len(whole) // 2]), ("model.safetensors", pointer),
+        ("pytorch_model.bin", half), ("pytorch_model.bin", pointer), ("pytorch_model.bin", b""),
+        ("mm_projector.bin", pointer),
+    )  # fmt: skip
+    (checkpoint / "model.safetensors").unlink()
+    for name, content in contents:
+        (checkpoint / name).write_bytes(content)
+        more = ["--llm", str(vicuna)] if name == "mm_projector.bin" else []
+        with pytest.raises(SystemExit) as stop:
+            main(["--llava", str(checkpoint), "--out", str(tmp_path / "out"), *more])
+        assert stop.value.code == 2
+        assert f"{checkpoint / name} is damaged, or holds no weights (" in capsys.readouterr().err
+        (checkpoint / name).unlink()
+
+
 def test_every_weight_finds_its_part() -> None:
     names = ["model.mm_projector.0.bias", "lm_head.weight", "model.vision_tower.encoder.stem.conv.weight",
              "model.vision_tower.vision_tower.vision_model.embeddings.class_embedding"]  # fmt: skip
