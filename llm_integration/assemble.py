@@ -40,6 +40,7 @@ from .decoding import drop_idle, keep_silent
 from .hf import build_vision_model
 from .load import check_known, read_json
 from .processor import build_processor, ensure_padding
+from .room import count_positions
 from .templates import CHATML_TOKENS, IMAGE_MARK, TEMPLATES, add_end, build_template, find_stop
 
 ASSEMBLY_FILE = "assembly.json"
@@ -186,7 +187,7 @@ def join_parts(
     template = template or ("own" if tokenizer.chat_template else "vicuna_v1")
     jinja = build_template(template, tokenizer.chat_template)
     visual = tower.tokens - tower.drops_first
-    positions = getattr(llm.config.get_text_config(), "max_position_embeddings", None)
+    positions = count_positions(llm.config.get_text_config())
     if positions is not None and visual >= positions:
         raise ValueError(
             f"{visual} visual tokens leave no room for words in the language model's {positions} positions"

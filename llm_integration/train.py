@@ -59,6 +59,7 @@ from .result import (
     save_result,
     trained_before,
 )
+from .room import count_positions
 from .templates import CHATML_TOKENS, build_template, check_heard
 from .trainer import ChatTrainer, EndWhenAsked, LogFile, WholeMark, gather_weights, mean_loss
 
@@ -371,7 +372,7 @@ def train(settings: TrainSettings) -> dict[str, float]:
             f"{settings.model} does not have: assemble the model with --template chatml"
         )
     text_config: Any = load_llava_config(base_of(settings.model)).text_config
-    positions = getattr(text_config, "max_position_embeddings", None)
+    positions = count_positions(text_config)
     dataset = build_dataset(settings, processor, template, positions)
     logger.info("%d records to train on, %d bad ones skipped", len(dataset), dataset.bad_records)
     others: ChatDataset | None = None

@@ -295,6 +295,10 @@ def test_more_visual_tokens_than_positions_are_refused(
     with pytest.raises(ValueError, match=message):
         assemble(encoder_dir, llm, tmp_path / "out", num_tokens=positions)
     assert not (tmp_path / "out").exists()
+    config = json.loads((Path(llm) / "config.json").read_text())
+    config["rope_parameters"] |= {"rope_type": "linear", "factor": 2.0}
+    (Path(llm) / "config.json").write_text(json.dumps(config))
+    assemble(encoder_dir, llm, tmp_path / "out", num_tokens=positions)
 
 
 def test_other_files_are_not_overwritten(encoder_dir: Path, build_llm_dir: Any, tmp_path: Path) -> None:

@@ -1083,7 +1083,7 @@ def test_conversations_that_were_cut_are_counted_in_the_log(build: Any, tmp_path
 
 
 def test_no_conversation_is_longer_than_the_language_model_has_positions(
-    build: Any, llava_dir: Path, monkeypatch: pytest.MonkeyPatch
+    build: Any, llava_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lengths: list[int] = []
     monkeypatch.setattr(
@@ -1092,3 +1092,10 @@ def test_no_conversation_is_longer_than_the_language_model_has_positions(
     for words in (("data.max_length=300",), ("data.max_length=2048", "resume=false")):
         train(build(*words))
     assert lengths == [300, load_llava_config(llava_dir).text_config.max_position_embeddings] == [300, 512]
+    # Stretched ones reach further, as in chat.
+    stretched = Path(shutil.copytree(llava_dir, tmp_path / "stretched"))
+    config = json.loads((stretched / "config.json").read_text())
+    config["text_config"]["rope_parameters"] |= {"rope_type": "linear", "factor": 2.0}
+    (stretched / "config.json").write_text(json.dumps(config))
+    train(build("data.max_length=2048", f"model={stretched}", f"out={tmp_path / 'longer'}"))
+    assert lengths[2:] == [1024]
