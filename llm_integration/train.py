@@ -490,6 +490,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit(2) from error
     except StoppedError as error:
         print(f"{error}: the same command goes on from there", file=sys.stderr, flush=True)
+        leave_process_group()
         raise SystemExit(143) from None
     except KeyboardInterrupt:
         if settings is None:
