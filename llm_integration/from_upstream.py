@@ -39,8 +39,31 @@ LLM_KINDS: Mapping[str, str] = MappingProxyType(
 )
 """Of what kind the language model of a checkpoint is, by the checkpoint's ``model_type``."""
 
-CONVERSATIONS = ("vicuna_v1", "chatml", "own")
-"""Templates that a checkpoint may have been tuned with."""
+# ChatML as LLaVA writes it: nothing between turns, and a sentence of the system's before them.
+_CHATML = """\
+{%- if not messages or messages[0]['role'] != 'system' -%}
+{{- '<|im_start|>system\\nSYSTEM<|im_end|>' -}}
+{%- endif -%}
+{%- for message in messages -%}
+{{- '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}
+"""
+
+CONVERSATIONS: Mapping[str, str | None] = MappingProxyType(
+    {
+        "vicuna_v1": None,
+        "chatml_direct": _CHATML.replace("SYSTEM", "Answer the questions."),
+        "mpt": _CHATML.replace(
+            "SYSTEM",
+            "A conversation between a user and an LLM-based AI assistant. "
+            "The assistant gives helpful and honest answers.",
+        ),
+        "own": None,
+    }
+)
+"""What a checkpoint may have been tuned with, by LLaVA's name: a Jinja text where there is none in
+:mod:`llm_integration.templates`; and the tokenizer's own."""
 
 PROJECTOR_FILE = "mm_projector.bin"
 # What LLaVA adds to a language model's configuration, beside everything that begins with mm_.
@@ -264,8 +287,7 @@ def from_upstream(
     Args:
         checkpoint: the output directory of ``llava.train.train``, or a published model in its format.
         out: where to write.
-        template: the conversation format it was tuned with (LLaVA's ``--conv-mode``), see
-            :func:`llm_integration.templates.build_template`.
+        template: the conversation format it was tuned with, a key of :data:`CONVERSATIONS`.
         vision_tower: where its tower lies, if no longer where its configuration says.
         llm_name: the language model of a run that trained the projector alone; otherwise None.
         dtype: precision of the whole; by default the language model's.
@@ -296,6 +318,8 @@ def from_upstream(
     if clip and not is_encoder and values.get("unfreeze_mm_vision_tower"):
         _fill(tower.model, clip, checkpoint, "tower")
     pads = values.get("image_aspect_ratio") == "pad"
+    if CONVERSATIONS.get(template) is not None:
+        tokenizer.chat_template, template = CONVERSATIONS[template], "own"
     model, processor = join_parts(tower, llm, tokenizer, template, pads)
     _fill(model.model.multi_modal_projector, projector, checkpoint, "projector")
     # LLaVA tokenises what stands behind a picture by itself, where SentencePiece begins with a space.
@@ -334,9 +358,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, help="LLaVA directory to write")
     parser.add_argument(
         "--template",
-        choices=CONVERSATIONS,
-        default=CONVERSATIONS[0],
-        help=f"conversation format it was tuned with (default: {CONVERSATIONS[0]})",
+        choices=list(CONVERSATIONS),
+        default="vicuna_v1",
+        help="conversation format it was tuned with, LLaVA's --conv-mode (default: vicuna_v1)",
     )
     parser.add_argument(
         "--vision-tower", type=Path, help="folder of its tower (default: as in its config.json)"

@@ -176,6 +176,32 @@ def test_it_answers_as_the_original(
     assert facts["converted_from"] == str(checkpoint)
 
 
+@pytest.mark.parametrize(
+    ("template", "system"),
+    [
+        ("chatml_direct", "Answer the questions."),
+        (
+            "mpt",
+            "A conversation between a user and an LLM-based AI assistant. The assistant gives helpful and "
+            "honest answers.",
+        ),
+    ],
+)
+def test_its_chatml_is_llavas(write_checkpoint: Write, tmp_path: Path, template: str, system: str) -> None:
+    main(["--llava", str(write_checkpoint()), "--out", str(tmp_path / "out"), "--template", template])
+    processor: Any = load_checked_processor(tmp_path / "out", load_llava_config(tmp_path / "out"))
+    turns = [
+        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": QUESTION}]},
+        {"role": "assistant", "content": [{"type": "text", "text": "Red."}]},
+        {"role": "user", "content": [{"type": "text", "text": "And now?"}]},
+    ]
+    # As release 1.2.2 puts it together, but for the space behind the picture, which its tokenizing makes.
+    assert processor.apply_chat_template(turns, add_generation_prompt=True) == (
+        f"<|im_start|>system\n{system}<|im_end|><|im_start|>user\n<image> \n{QUESTION}<|im_end|>"
+        "<|im_start|>assistant\nRed.<|im_end|><|im_start|>user\nAnd now?<|im_end|><|im_start|>assistant\n"
+    )
+
+
 def test_a_clip_tower_is_read_from_its_folder_unless_it_was_tuned(
     write_checkpoint: Write, vicuna: Path, clip_dir: Path, tmp_path: Path, picture: Image.Image
 ) -> None:
