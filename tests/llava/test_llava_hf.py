@@ -6,6 +6,7 @@ names.
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -47,12 +48,57 @@ torch.testing.assert_close(logits[:, : wanted["logits"].shape[1]], wanted["logit
 print("the same answers")
 """
 
+THEIRS = """
+import json
+from llava.conversation import conv_templates
 
-@pytest.mark.parametrize("tuned", [False, True])
-def test_a_converted_checkpoint_answers_as_the_original(lab: Lab, tuned: bool) -> None:
+prompts = {}
+for name in ("vicuna_v1", "chatml_direct", "mpt"):
+    talk = conv_templates[name].copy()
+    for role, text in zip(2 * talk.roles, ("<image>\\nWhat colour is it?", "Red.", "And now?", None)):
+        talk.append_message(role, text)
+    prompts[name] = talk.get_prompt()
+print("prompts:" + json.dumps(prompts))
+"""
+
+OURS = """
+import json
+from llm_integration.from_upstream import CONVERSATIONS
+from llm_integration.templates import build_template
+from transformers.utils.chat_template_utils import render_jinja_template
+
+texts = ("<image>\\nWhat colour is it?", "Red.", "And now?")
+turns = [{"role": role, "content": text} for role, text in zip(("user", "assistant", "user"), texts)]
+prompts = {}
+for name in ("vicuna_v1", "chatml_direct", "mpt"):
+    jinja = build_template("own", CONVERSATIONS[name]) if CONVERSATIONS[name] else build_template(name)
+    rendered, _ = render_jinja_template(
+        [turns], chat_template=jinja, add_generation_prompt=True, eos_token="</s>"
+    )
+    prompts[name] = rendered[0]
+print("prompts:" + json.dumps(prompts))
+"""
+
+
+def _find_ours() -> str:
+    """The Python of the project's own environment."""
     ours = os.environ.get("SPARSE_VLM_PYTHON", "")
     if not Path(ours).is_file():
         pytest.skip("the project's own environment is not there; see make test-llava")
+    return ours
+
+
+def test_conversations_are_written_as_the_original_writes_them(lab: Lab) -> None:
+    theirs, ours = (
+        json.loads(said.rpartition("prompts:")[2].splitlines()[0])
+        for said in (lab.run("-c", THEIRS), lab.run("-c", OURS, python=_find_ours()))
+    )
+    assert ours == theirs
+
+
+@pytest.mark.parametrize("tuned", [False, True])
+def test_a_converted_checkpoint_answers_as_the_original(lab: Lab, tuned: bool) -> None:
+    ours = _find_ours()
     name = f"llava-for-hf-{tuned}"
     more = ("--unfreeze_mm_vision_tower", "True", "--mm_vision_select_feature", "cls_patch") if tuned else ()
     lab.train(name, "--image_aspect_ratio", "pad", *more)
