@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +14,8 @@ from transformers import Trainer, TrainerCallback
 
 from .data import ChatCollator, ChatDataset
 from .data.encode import IGNORED
+from .processes import any_process
+from .trainer import EndWhenAsked
 
 
 class HeldoutLoss(TrainerCallback):
@@ -25,28 +29,49 @@ class HeldoutLoss(TrainerCallback):
         collator: makes batches of them.
         every: updates between two evaluations; 0 for only before the first and after the last.
         batch: conversations at once in each process.
+        log: the run's log, which tells what an earlier start has left out.
+        end: comes before it: a run that is asked to end may have seconds for its checkpoint.
     """
 
     NAME = "heldout_loss"
 
-    def __init__(self, dataset: ChatDataset, collator: ChatCollator, every: int, batch: int) -> None:
+    def __init__(
+        self,
+        dataset: ChatDataset,
+        collator: ChatCollator,
+        every: int,
+        batch: int,
+        log: Path,
+        end: EndWhenAsked,
+    ) -> None:
         self.dataset = dataset
         self.collator = collator
         self.every = every
         self.batch = batch
+        self.log = log
+        self.end = end
         self.trainer: Any = None
         self.last: float | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Called by the Trainer after it has read a checkpoint."""
-        if state.global_step == 0:
+        step = state.global_step
+        # All have to go the same way, whatever each of them sees of a file that one has written.
+        if step == 0 or (self._is_due(step) and not any_process(self._has(step), args.device)):
             self._log(control)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Called by the Trainer after each update, in every process, before a checkpoint is written."""
-        due = self.every > 0 and state.global_step % self.every == 0
-        if due or control.should_training_stop:
+        due = self._is_due(state.global_step) or control.should_training_stop
+        if due and not self.end.ended:  # otherwise the next start does it
             self._log(control)
+
+    def _is_due(self, step: int) -> bool:
+        return self.every > 0 and step % self.every == 0
+
+    def _has(self, step: int) -> bool:
+        lines = self.log.read_text(encoding="utf-8").splitlines() if self.log.is_file() else []
+        return any(entry["step"] == step and self.NAME in entry for entry in map(json.loads, lines))
 
     def _log(self, control: Any) -> None:
         self.last = measure_loss(self.trainer, self.dataset, self.collator, self.batch)

@@ -1,10 +1,14 @@
-"""The end of a training process that others worked with."""
+"""Training processes that work together: what one says to all, and how they part."""
 
 from __future__ import annotations
 
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 _SHARED_MEMORY = Path("/dev/shm")
 
@@ -32,3 +36,20 @@ def _free_shared_memory() -> None:
     if place and port and rank and hasattr(os, "getuid"):
         name = f"deepspeed_allreduce_buffer_{os.getuid()}_{place}_{port}_{rank}"
         (_SHARED_MEMORY / name).unlink(missing_ok=True)
+
+
+def any_process(said: bool, device: torch.device) -> bool:
+    """Whether any process of a run says so; all of them have to ask.
+
+    Args:
+        said: by this one.
+        device: where the processes' group can add up.
+    """
+    import torch
+    from torch import distributed
+
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return said
+    total = torch.tensor(int(said), device=device)
+    distributed.all_reduce(total)
+    return bool(total)

@@ -397,8 +397,11 @@ def train(settings: TrainSettings) -> dict[str, float]:
         write_atomic(settings.out / SETTINGS_FILE, json.dumps(settings_to_dict(settings), indent=2) + "\n")
         write_atomic(settings.out / "trained.txt", "\n".join(trained_names(wrapped)) + "\n")
     collator = build_collator(processor, model.config)
-    heldout = HeldoutLoss(others, collator, settings.heldout.every, settings.batch) if others else None
     end = EndWhenAsked(StopRequest())
+    log = settings.out / LOG_FILE
+    heldout = (
+        HeldoutLoss(others, collator, settings.heldout.every, settings.batch, log, end) if others else None
+    )
     with patch.dict(os.environ, {"TENSORBOARD_LOGGING_DIR": str(settings.out / "tensorboard")}):
         trainer = ChatTrainer(
             settings,
@@ -407,9 +410,9 @@ def train(settings: TrainSettings) -> dict[str, float]:
             train_dataset=dataset,
             data_collator=collator,
             callbacks=[
-                *([heldout] if heldout else []),
                 end,
-                LogFile(settings.out / LOG_FILE, dataset),
+                *([heldout] if heldout else []),
+                LogFile(log, dataset),
                 WholeMark(settings.keep_checkpoints, sample_weights(settings.model)),
             ],
         )

@@ -22,6 +22,7 @@ from .config import TrainSettings
 from .data import ChatDataset, GroupedSampler
 from .freeze import build_groups
 from .load import load_llava
+from .processes import any_process
 from .result import apply_weights
 
 
@@ -205,14 +206,9 @@ class EndWhenAsked(TrainerCallback):
         """Called by the Trainer after each update, in every process."""
         if control.should_training_stop:
             return
-        asked = self.stop.asked
-        if args.world_size > 1:
-            if state.global_step % args.logging_steps:
-                return
-            told = torch.tensor(int(asked), device=args.device)
-            torch.distributed.all_reduce(told)
-            asked = bool(told)
-        if asked:
+        if args.world_size > 1 and state.global_step % args.logging_steps:
+            return
+        if any_process(self.stop.asked, args.device):
             control.should_save = control.should_training_stop = self.ended = True
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,6 +21,8 @@ from llm_integration.heldout import measure_loss
 from llm_integration.load import load_checked_processor, load_llava
 from llm_integration.result import load_model
 from llm_integration.train import build_collator, build_dataset, train
+from llm_integration.trainer import ChatTrainer
+from sparse_vlm.preemption import StoppedError
 from sparse_vlm.settings import SettingsError, build_settings
 
 
@@ -145,7 +149,29 @@ def test_a_run_killed_before_its_first_checkpoint_logs_the_beginning_once(
 def test_a_run_may_begin_without_and_go_on_with_them(build: Build, tmp_path: Path) -> None:
     train(build("max_steps=2", "heldout.records=[]", "heldout.every=500"))
     train(build("max_steps=4"))
-    assert [step for step, _ in _log(tmp_path / "run", "heldout_loss")] == [4]
+    assert [step for step, _ in _log(tmp_path / "run", "heldout_loss")] == [2, 4]
+
+
+def test_a_run_that_is_asked_to_end_leaves_an_evaluation_to_the_next_start(
+    build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = train(build(f"out={tmp_path / 'whole'}"))
+    step, done = ChatTrainer.training_step, []
+
+    def ask(self: ChatTrainer, *arguments: Any) -> Any:
+        done.append(1)
+        if len(done) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ChatTrainer, "training_step", ask)
+        with pytest.raises(StoppedError, match="after update 2"):
+            train(build())
+    assert [step for step, _ in _log(tmp_path / "run", "heldout_loss")] == [0]
+    again = train(build())
+    assert _log(tmp_path / "run", "heldout_loss") == _log(tmp_path / "whole", "heldout_loss")
+    assert again["heldout_loss"] == whole["heldout_loss"]
 
 
 def test_only_the_beginning_and_the_end(build: Build, tmp_path: Path) -> None:
