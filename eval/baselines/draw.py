@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import cycle
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -13,7 +14,7 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 
 from eval.baselines.combine import BLIND, OURS
-from eval.baselines.table import LABELS
+from eval.baselines.table import name_method
 
 _INK, _QUIET, _GRID = "#1b1f24", "#5b6570", "#e9ecef"
 _STYLES: dict[str, tuple[str, str]] = {
@@ -26,6 +27,8 @@ _STYLES: dict[str, tuple[str, str]] = {
     "vit": (_INK, "*"),
     OURS: ("#c2185b", "o"),
 }
+# For towers that are not of the project.
+_SPARE = (("#8c5a3c", "<"), ("#3949ab", ">"), ("#7a8b1f", "p"), ("#b23a48", "h"))
 _COSTS = (
     ("gmacs", "GMACs until the answer begins"),
     ("ms", "milliseconds (one CPU thread) until the answer begins"),
@@ -88,13 +91,16 @@ def _limits(results: Sequence[dict[str, Any]], read: Read) -> tuple[float, float
     return low - air, high + air
 
 
-def _drawn(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [result for result in results if result["method"] in _STYLES]
+def style_methods(methods: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """Colour and marker of every method, in the order of drawing: ours on top of all."""
+    others = sorted(set(methods) - {*_STYLES, BLIND})
+    return {**dict(zip(others, cycle(_SPARE), strict=False)), **_STYLES}
 
 
 def _draw_panel(axis: Axes, results: Sequence[dict[str, Any]], read: Read, cost: str) -> None:
     ends: list[tuple[float, float, str]] = []
-    for order, (method, (colour, marker)) in enumerate(_STYLES.items()):
+    styles = style_methods([result["method"] for result in results])
+    for order, (method, (colour, marker)) in enumerate(styles.items()):
         points = sorted((r for r in results if r["method"] == method), key=lambda r: r["tokens"])
         if not points:
             continue
@@ -129,9 +135,9 @@ def _draw_panel(axis: Axes, results: Sequence[dict[str, Any]], read: Read, cost:
         if strong:
             _number(axis, x, y, points, colour, below=method != OURS)
         ends.append((x[-1], y[-1], method))
-    dearest = max((result[cost]["total"] for result in _drawn(results)), default=1.0)
+    dearest = max((result[cost]["total"] for result in results if result["method"] != BLIND), default=1.0)
     axis.set_xlim(0, dearest * 1.56)
-    _label_ends(axis, ends, dearest * 1.13)
+    _label_ends(axis, ends, styles, dearest * 1.13)
     _draw_floors(axis, floors_of(results, read))
     axis.yaxis.set_major_locator(MaxNLocator(nbins=7))
     axis.grid(True, color=_GRID, linewidth=0.8)
@@ -175,16 +181,21 @@ def _number(
         )
 
 
-def _label_ends(axis: Axes, ends: Sequence[tuple[float, float, str]], column: float) -> None:
+def _label_ends(
+    axis: Axes,
+    ends: Sequence[tuple[float, float, str]],
+    styles: Mapping[str, tuple[str, str]],
+    column: float,
+) -> None:
     """A name for every line in a column at the right, moved apart, with a thin line to its last point."""
     low, high = axis.get_ylim()
     step = _LABEL_HEIGHT * (high - low)
     ordered = sorted(ends, key=lambda end: end[1])
     places = spread([end[1] for end in ordered], step, low + step, high - step)
     for (x, y, method), place in zip(ordered, places, strict=True):
-        colour = _STYLES[method][0]
+        colour = styles[method][0]
         axis.plot([x, column * 0.99], [y, place], color=colour, linewidth=0.6, alpha=0.5, zorder=1)
-        name = LABELS[method].partition(" (")[0]
+        name = name_method(method).partition(" (")[0]
         axis.text(
             column,
             place,

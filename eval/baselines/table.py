@@ -34,6 +34,11 @@ _HEADS = (
 )
 
 
+def name_method(method: str) -> str:
+    """What a method is called; one without words of its own by its name."""
+    return LABELS.get(method, method)
+
+
 def write_table(results: Sequence[dict[str, Any]], primary: str, skipped: Sequence[str]) -> str:
     """One line a point, the cheapest first, and what was not applicable.
 
@@ -45,7 +50,7 @@ def write_table(results: Sequence[dict[str, Any]], primary: str, skipped: Sequen
     lines = [_row(_HEADS), _row(["---"] * len(_HEADS))]
     for result in sorted(results, key=lambda result: result["gmacs"]["total"]):
         macs, ms = result["gmacs"], result["ms"]
-        label = LABELS[result["method"]]
+        label = name_method(result["method"])
         lines.append(
             _row(
                 [

@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from eval.baselines.combine import OURS
+from eval.baselines.table import name_method
 from eval.reports.charts import Bar, draw_bars
 from eval.reports.inputs import Source
 from eval.reports.parts import chart, esc, figure_cell, figure_name, legend, ref, section, signed, table
-from eval.reports.scatter import draw_scatter, marker, name_method, name_skipped
+from eval.reports.scatter import draw_scatter, marker, name_skipped
 from eval.reports.svg import short
 from eval.reports.words import name_task, say_times
 

@@ -6,13 +6,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from eval.baselines.combine import OURS
+from eval.baselines.table import name_method
 from eval.reports import words
 from eval.reports.benchmarks import describe_comparison, name_run
 from eval.reports.content import Benchmark, Content, protocol_of
 from eval.reports.encoders import name_measurement
 from eval.reports.inputs import Source
 from eval.reports.parts import signed
-from eval.reports.scatter import name_method, name_skipped
+from eval.reports.scatter import name_skipped
 from eval.reports.svg import short
 
 

@@ -7,17 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from eval.baselines.combine import OURS
-from eval.baselines.table import LABELS
+from eval.baselines.table import name_method
 from eval.reports.svg import Canvas, linear, logarithmic, number, pick_log_ticks, pick_ticks, short, widen
 
 _WIDTH, _HEIGHT = 470.0, 380.0
 _LEFT, _RIGHT, _TOP, _BOTTOM = 38.0, 12.0, 14.0, 46.0
 _FLOORS = {"no-image": "trained without pictures", "random-picture": "full ViT, wrong picture"}
-
-
-def name_method(method: str) -> str:
-    """What a method is called; an unknown one by its own name."""
-    return LABELS.get(method, method)
 
 
 def name_skipped(points: Sequence[str]) -> list[str]:

@@ -36,7 +36,7 @@ from eval.baselines.data import (
     plan_batches,
     without_pictures_of,
 )
-from eval.baselines.draw import draw_pareto, spread
+from eval.baselines.draw import draw_pareto, spread, style_methods
 from eval.baselines.points import Looker, build_reader, check_alike, see_with
 from eval.baselines.reader import collate, hash_weights
 from eval.baselines.table import write_table
@@ -603,6 +603,23 @@ def test_picture_and_table_show_every_point() -> None:
     assert "Not applicable: tome at 3 (too few)." in table
     drawn = [draw_pareto(results, "accuracy", "title", "note") for _ in range(2)]
     assert drawn[0] == drawn[1]
+
+
+def test_a_tower_of_ones_own_is_shown_by_its_name() -> None:
+    figure = {"value": 50.0, "low": 40.0, "high": 60.0, "n": 9, "pictures": 3, "by_seed": [50.0]}
+    cost = {"tower": 1.0, "projector": 0.1, "prefill": 0.2, "total": 1.3, "quartiles": [1.2, 1.4]}
+    methods = ("no-image", "vit", "mine", "other")
+    results = [
+        {"method": m, "tokens": 9, "figures": {"accuracy": figure}, "gmacs": cost, "ms": cost}
+        for m in methods
+    ]
+    assert "| mine | 9 | 50.0 |" in write_table(results, "accuracy", [])
+    with_mine, without = (draw_pareto(results[:end], "accuracy", "title", "note") for end in (3, 2))
+    assert with_mine != without
+    styles = style_methods(methods)
+    assert styles.keys() - style_methods([]).keys() == {"mine", "other"}
+    assert len(set(styles.values())) == len(styles)
+    assert list(styles)[-1] == "sparseformer"
 
 
 def test_labels_are_moved_apart() -> None:
