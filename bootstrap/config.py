@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -72,6 +72,10 @@ class StudentSettings:
             )
 
 
+# Settings of the objectives that weigh none of them.
+_NO_WEIGHTS = ("regions", "warmup", "handover_end")
+
+
 @dataclass(frozen=True)
 class ObjectiveSettings:
     """Weights of the objectives (:mod:`bootstrap.objectives`), each mentioned where it is defined.
@@ -100,11 +104,7 @@ class ObjectiveSettings:
     handover_end: float = 0.1
 
     def __post_init__(self) -> None:
-        weights = {
-            name: getattr(self, name)
-            for name in ("handover", "tokens", "pooled_cosine", "pooled", "relations", "handover_end")
-        }
-        for name, weight in weights.items():
+        for name, weight in {**self.weights, "handover_end": self.handover_end}.items():
             if not 0 <= weight < math.inf:
                 raise ValueError(f"{name} must be a number of 0 or more, got {weight}")
         if not 0 <= self.warmup <= 1:
@@ -113,10 +113,14 @@ class ObjectiveSettings:
             raise ValueError(
                 "warmup trains on the hand-over objective alone: set handover above 0 or warmup to 0"
             )
-        if self.warmup < 1 and not any(
-            (self.handover, self.tokens, self.pooled_cosine, self.pooled, self.relations)
-        ):
+        if self.warmup < 1 and not any(self.weights.values()):
             raise ValueError("all objectives have weight 0: nothing to learn")
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """The weight of every objective, by its name."""
+        names = (setting.name for setting in fields(self))
+        return {name: getattr(self, name) for name in names if name not in _NO_WEIGHTS}
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,8 @@ from sparse_vlm.atomic import explain_full_disk, write_atomic
 _SHORT = {
     "handover": "hand", "tokens": "tok", "pooled": "pool", "pooled_cosine": "cos", "relations": "rel",
 }  # fmt: skip
+# What a line of training holds beside the distances.
+_NO_DISTANCES = ("kind", "step", "seconds", "loss", "gradient_norm", "lr", "waited_for_data_s")
 
 
 class RunLog:
@@ -74,7 +76,7 @@ class RunLog:
         with explain_full_disk(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         if kind == "train":
-            terms = {_SHORT[name]: f"{figures[name]:.3f}" for name in _SHORT if name in figures}
+            terms = {_SHORT.get(name, name): f"{figures[name]:.3f}" for name in list_distances(figures)}
             self.bar.set_postfix(loss=f"{figures['loss']:.3f}", **terms, refresh=False)
         if self.board is not None:
             for name, value in figures.items():
@@ -99,6 +101,11 @@ class RunLog:
             return
         kept = [line for line in read_log(self.path) if line.get("step", 0) <= step]
         write_atomic(self.path, "".join(json.dumps(line) + "\n" for line in kept))
+
+
+def list_distances(line: Mapping[str, Any]) -> list[str]:
+    """Names of the distances in a line of training, those of objectives unknown here among them."""
+    return [name for name in line if name not in _NO_DISTANCES]
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:

@@ -19,7 +19,7 @@ from sparse_vlm.atomic import write_atomic
 from sparse_vlm.checkpoint import PROVENANCE_FILE, load_provenance
 
 from .figures import tabulate
-from .log import read_log
+from .log import list_distances, read_log
 
 _STYLE = """
 :root { --ink: #1b1f24; --soft: #5b6570; --paper: #ffffff; --line: #d9dee3; }
@@ -171,7 +171,8 @@ def draw_curves(lines: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 def _draw_distances(axes: Axes, lines: Sequence[Mapping[str, Any]]) -> None:
-    _draw_lines(axes, lines, _TITLES)
+    found = dict.fromkeys(name for line in lines for name in list_distances(line))
+    _draw_lines(axes, lines, {**_TITLES, **{name: _TITLES.get(name, name) for name in found}})
     axes.set_yscale("log")
     axes.set_ylabel("distance from the teacher")
 

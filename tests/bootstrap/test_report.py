@@ -11,6 +11,7 @@ import pytest
 
 from bootstrap.config import read_config
 from bootstrap.figures import describe_end, format_figure, tabulate
+from bootstrap.log import RunLog, read_log
 from bootstrap.report import build_report, describe_run, draw_curves
 from bootstrap.train import bootstrap, main
 
@@ -80,3 +81,12 @@ def test_a_single_entry_is_a_point_and_none_is_no_error() -> None:
     twice = [*once, {"kind": "train", "step": 40, "loss": 1.0, "handover": 0.4, "tokens": 0.6}]
     assert [line.get_marker() for line in draw_curves(twice).axes[0].lines] == ["None", "None", "o"]
     assert not draw_curves([]).axes[0].lines
+
+
+def test_an_objective_of_ones_own_is_drawn_and_shown_while_it_trains(tmp_path: Path) -> None:
+    log = RunLog(tmp_path, 8, 0, 0, is_main=True)
+    log.write(2, {"handover": 0.5, "mine": 0.25, "loss": 0.75, "gradient_norm": 1.0, "lr": 0.1})
+    log.close()
+    assert log.bar.postfix == "hand=0.500, loss=0.750, mine=0.250"
+    curves = draw_curves(read_log(tmp_path / "log.jsonl")).axes[0].lines
+    assert [line.get_label() for line in curves] == ["loss (weighted sum)", "hand-over tokens", "mine"]

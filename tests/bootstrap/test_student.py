@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from unittest.mock import Mock
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 
 from bootstrap.config import ObjectiveSettings
 from bootstrap.objectives import match_handover, match_relations, match_tokens, pool_rois
-from bootstrap.student import Spreads, Student, Targets
+from bootstrap.student import Spreads, Student, Targets, weigh
 from bootstrap.targets import measure_spreads
 from bootstrap.teacher import TeacherOutput
 from sparse_vlm import SparseFormer, SparseFormerConfig, build_encoder
@@ -130,3 +131,20 @@ def test_the_published_idea_alone(encoder: SparseFormer) -> None:
     settings = ObjectiveSettings(handover=0, tokens=0, pooled=0, pooled_cosine=1, warmup=0)
     student = Student(encoder, settings, Spreads(*(torch.ones(w) for w in (16, 16, 6))), GRID)
     assert set(student(torch.randn(2, 3, 32, 32), _targets(final=True))) == {"pooled_cosine"}
+
+
+@dataclass(frozen=True)
+class OwnSettings(ObjectiveSettings):
+    """With an objective that the project does not have."""
+
+    mine: float = 0.0
+
+
+def test_an_objective_of_ones_own_counts_by_its_weight() -> None:
+    alone = {"handover": 0.0, "tokens": 0.0, "pooled": 0.0, "warmup": 0.0}
+    settings = OwnSettings(mine=2.0, **alone)
+    assert float(weigh({"mine": torch.tensor(3.0)}, settings, 0.5)) == 6.0
+    with pytest.raises(ValueError, match="mine must be a number of 0 or more, got -1"):
+        OwnSettings(mine=-1.0)
+    with pytest.raises(ValueError, match="all objectives have weight 0"):
+        OwnSettings(**alone)
