@@ -45,8 +45,7 @@ class HeldOut:
     """Held-out pictures, what the teacher says about them, and how to score a student on them.
 
     Nearest-label agreement needs labels. A teacher with a text side and a class file labels by the nearest
-    class text (zero-shot); a classifier by its largest logit; any other teacher by the nearest of its own
-    embeddings, where the right label of a picture is the picture itself.
+    class text (zero-shot), a classifier by its largest logit; of any other teacher there is none.
 
     Args:
         settings: which pictures and labels.
@@ -90,8 +89,6 @@ class HeldOut:
             _log.warning("held-out figures are of %d pictures: %s", len(self.kept), self.skipped.summary())
         self.rows = {index: row for row, index in enumerate(self.kept)}
         self.labels, self.label_kind = _choose_labels(settings, teacher)
-        if self.label_kind == "retrieval":
-            self.labels = F.normalize(self.teacher_pooled, dim=-1)
         self.truth = self._read_truth()
 
     def _look_with_teacher(self, teacher: Teacher) -> Tensor:
@@ -124,10 +121,10 @@ class HeldOut:
             num_tokens: tokens per picture, class token included.
 
         Returns:
-            ``cosine`` (mean over pictures), ``agreement`` (share of pictures with the teacher's label),
-            ``retrieval`` (share of pictures whose embedding is nearest to the teacher's of the same picture)
-            and, where the truth is known, ``top1``, ``teacher_top1`` and ``kept``, their ratio; last
-            ``pictures``, how many they are of.
+            ``cosine`` (mean over pictures), ``retrieval`` (share of pictures whose embedding is nearest to
+            the teacher's of the same picture), where the teacher names classes ``agreement`` (share of
+            pictures with the teacher's label) and, where the truth is known, ``top1``, ``teacher_top1`` and
+            ``kept``, their ratio; last ``pictures``, how many they are of.
 
         Raises:
             ValueError: if no picture can be read any more.
@@ -139,6 +136,8 @@ class HeldOut:
             "cosine": float(F.cosine_similarity(pooled, wanted, dim=-1).mean()),
             "retrieval": float((nearest == rows).float().mean()),
         }
+        if self.label_kind == "retrieval":
+            return {**figures, "pictures": len(rows)}
         ours, theirs = self._label(pooled), self._label(wanted)
         figures["agreement"] = float((ours == theirs).float().mean())
         if self.truth is not None:

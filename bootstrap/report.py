@@ -184,12 +184,14 @@ def _draw_heldout(axes: Axes, lines: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _draw_by_tokens(axes: Axes, lines: Sequence[Mapping[str, Any]], counts: Sequence[int]) -> None:
-    """Label agreement, a curve per token count."""
-    for count in counts:
-        rows = [line for line in lines if line["kind"] == f"heldout_{count}_tokens"]
-        _draw_lines(axes, rows, {"agreement": f"{count} tokens"}, marker="o")
+    """Label agreement, or where the teacher names no classes retrieval, a curve per token count."""
+    rows = {count: [line for line in lines if line["kind"] == f"heldout_{count}_tokens"] for count in counts}
+    named = any("agreement" in line for of_count in rows.values() for line in of_count)
+    figure = "agreement" if named else "retrieval"
+    for count, of_count in rows.items():
+        _draw_lines(axes, of_count, {figure: f"{count} tokens"}, marker="o")
     axes.set_ylim(bottom=0)
-    axes.set_ylabel("label agreement")
+    axes.set_ylabel(_HELDOUT[figure])
 
 
 def _draw_lines(

@@ -64,7 +64,17 @@ def test_a_page_says_what_the_run_was(
     page = build_report(tmp_path / "run")
     assert f"Teacher {tiny_teacher}; 5 tokens; 8 pictures seen in 2 steps; judged on 12 held-out" in page
     assert "<th>3 tokens</th><th>5 tokens</th>" in page
-    assert "label agreement</td>" in page
+    assert "nearest to the teacher&#x27;s own embedding</td>" in page
+    assert "label agreement" not in page  # this teacher names no classes
+    axes = draw_curves(read_log(tmp_path / "run" / "log.jsonl")).axes
+    assert axes[2].get_ylabel() == "retrieval"
+    assert [line.get_label() for line in axes[2].lines] == ["3 tokens"]
+    named = [
+        {"kind": kind, "step": step, "retrieval": 0.5, "agreement": 0.25}
+        for kind in ("heldout", "heldout_3_tokens")
+        for step in (1, 2)
+    ]
+    assert draw_curves(named).axes[2].get_ylabel() == "label agreement"
     (encoder / "provenance.json").write_text("{")
     with pytest.raises(ValueError, match=r"provenance\.json is not valid JSON"):
         build_report(tmp_path / "run")
