@@ -123,6 +123,18 @@ class Task(ABC):
     empty_reads: str = "wrong"
     prompts: tuple[str, ...] = (LLAVA, LMMS_EVAL)
 
+    def __init_subclass__(cls) -> None:
+        """Sees that a benchmark says what it is before anything is asked, and not when figures are written.
+
+        Raises:
+            TypeError: If it does not; names what is missing.
+        """
+        super().__init_subclass__()
+        missing = [name for name in ("name", "scorer", "primary") if not hasattr(cls, name)]
+        if missing:
+            words = " and no ".join(missing)
+            raise TypeError(f"the benchmark {cls.__name__} has no {words}; see eval.task.Task")
+
     @abstractmethod
     def load_examples(
         self, questions: Path | None, annotations: Path | None, images: Path | None = None

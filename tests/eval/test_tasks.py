@@ -102,6 +102,11 @@ def test_prompts_are_those_of_their_protocol(name: str) -> None:
     assert task.prompt(stored, LLAVA) == "as stored"
 
 
+def test_a_benchmark_that_does_not_say_what_it_is_is_refused_at_once() -> None:
+    with pytest.raises(TypeError, match="the benchmark Mine has no scorer and no primary"):
+        type("Mine", (Task,), {"name": "mine"})
+
+
 def vqa_files(tmp_path: Path, subset: str = "val2014") -> tuple[Path, Path]:
     questions = [{"question_id": n, "image_id": 42, "question": f"q{n}"} for n in (1, 2)]
     annotations = [
