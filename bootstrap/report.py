@@ -14,11 +14,12 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from sparse_vlm.atomic import write_atomic
 from sparse_vlm.checkpoint import PROVENANCE_FILE, load_provenance
 
-from .figures import tabulate
+from .figures import NAMES, tabulate
 from .log import list_distances, read_log
 
 _STYLE = """
@@ -45,7 +46,7 @@ _TITLES = {
     "relations": "relations",
 }
 _BY_TOKENS = re.compile(r"heldout_(\d+)_tokens")
-_HELDOUT = {"cosine": "cosine", "agreement": "label agreement", "retrieval": "retrieval", "top1": "top-1"}
+_HELDOUT = {name: NAMES[name] for name in ("cosine", "agreement", "retrieval", "top1")}
 
 
 def build_report(run: Path, rows: Sequence[Sequence[str]] = (), note: str = "") -> str:
@@ -163,6 +164,7 @@ def draw_curves(lines: Sequence[Mapping[str, Any]]) -> Figure:
     for axes, draw in zip(figure.subplots(len(panels), squeeze=False)[:, 0], panels, strict=True):
         draw(axes)
         axes.set_xlabel("step")
+        axes.xaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 2.5, 5, 10], integer=True))
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
         if axes.lines:
@@ -180,7 +182,7 @@ def _draw_distances(axes: Axes, lines: Sequence[Mapping[str, Any]]) -> None:
 def _draw_heldout(axes: Axes, lines: Sequence[Mapping[str, Any]]) -> None:
     _draw_lines(axes, lines, _HELDOUT, marker="o")
     axes.set_ylim(0, 1)
-    axes.set_ylabel("held-out pictures")
+    axes.set_ylabel("held-out: share, or cosine")
 
 
 def _draw_by_tokens(axes: Axes, lines: Sequence[Mapping[str, Any]], counts: Sequence[int]) -> None:

@@ -67,7 +67,7 @@ def test_a_page_says_what_the_run_was(
     assert "nearest to the teacher&#x27;s own embedding</td>" in page
     assert "label agreement" not in page  # this teacher names no classes
     axes = draw_curves(read_log(tmp_path / "run" / "log.jsonl")).axes
-    assert axes[2].get_ylabel() == "retrieval"
+    assert axes[2].get_ylabel() == "nearest to the teacher's own embedding"
     assert [line.get_label() for line in axes[2].lines] == ["3 tokens"]
     named = [
         {"kind": kind, "step": step, "retrieval": 0.5, "agreement": 0.25}
@@ -100,3 +100,13 @@ def test_an_objective_of_ones_own_is_drawn_and_shown_while_it_trains(tmp_path: P
     assert log.bar.postfix == "hand=0.500, loss=0.750, mine=0.250"
     curves = draw_curves(read_log(tmp_path / "log.jsonl")).axes[0].lines
     assert [line.get_label() for line in curves] == ["loss (weighted sum)", "hand-over tokens", "mine"]
+
+
+def test_curves_are_called_as_in_the_table_and_steps_are_whole() -> None:
+    lines = [{"kind": "heldout", "step": step, **FIGURES} for step in (1, 2)]
+    lines += [{"kind": "train", "step": step, "loss": 0.5} for step in (1, 2)]
+    axes = draw_curves(lines).axes
+    drawn = {line.get_label() for line in axes[1].lines}
+    assert drawn == {row[0] for row in tabulate(FIGURES)[1:]}
+    for panel in axes:
+        assert all(tick == round(tick) for tick in panel.get_xticks())
