@@ -106,8 +106,11 @@ class SparseFormer(nn.Module):
             num_tokens: tokens per picture, class token included; by default :attr:`num_tokens`.
 
         Raises:
+            TypeError: for what is no tensor.
             ValueError: for pictures of another shape or a count this encoder cannot run with.
         """
+        if not isinstance(images, Tensor):
+            raise TypeError(f"images must be a tensor (see encoder.transform), got {type(images).__name__}")
         if images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(f"images must have the shape (B, 3, H, W), got {tuple(images.shape)}")
         if not images.is_floating_point():

@@ -255,7 +255,13 @@ def to_rgb(picture: Image.Image) -> Image.Image:
     Alpha is dropped, as `convert("RGB")` does. Pixels of more than 8 bits are scaled, where Pillow would clip
     them: "I;16" always by 257, "I" by 257 if any value is above 255, "F" from 0..1, 0..255 or 0..65535, the
     smallest of the three that holds its largest value.
+
+    Raises:
+        TypeError: for what is no Pillow picture.
     """
+    if not isinstance(picture, Image.Image):
+        found = type(picture).__name__
+        raise TypeError(f"expected a Pillow picture (PIL.Image.open reads a file), got {found}")
     if picture.mode == "RGB":
         return picture
     if picture.mode == "F" or picture.mode.startswith("I"):

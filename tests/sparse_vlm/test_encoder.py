@@ -171,6 +171,9 @@ def test_wrong_pictures_are_named(build_tiny: Callable[..., SparseFormer]) -> No
         encoder(torch.rand(3, 8, 8))
     with pytest.raises(ValueError, match=r"shape \(B, 3, H, W\), got \(1, 4, 8, 8\)"):
         encoder(torch.rand(1, 4, 8, 8))
+    picture: Any = Image.new("RGB", (8, 8))
+    with pytest.raises(TypeError, match=r"must be a tensor \(see encoder\.transform\), got Image"):
+        encoder(picture)
     with pytest.raises(ValueError, match=r"normalised floating-point pictures .*torch\.uint8"):
         encoder(torch.zeros(1, 3, 8, 8, dtype=torch.uint8))
 

@@ -179,6 +179,13 @@ def test_palette_with_transparent_entries_does_not_warn(recwarn: pytest.Warnings
     assert not recwarn.list
 
 
+@pytest.mark.parametrize("thing", ["a.jpg", Path("a.jpg"), np.zeros((4, 4, 3)), torch.zeros(3, 4, 4)])
+def test_what_is_no_picture_is_refused(thing: Any) -> None:
+    transform = ImageTransform(TransformConfig(4))
+    with pytest.raises(TypeError, match=f"expected a Pillow picture .*, got {type(thing).__name__}"):
+        transform(thing)
+
+
 def test_empty_picture_is_refused() -> None:
     with pytest.raises(ValueError, match="empty picture of 0 x 4 pixels"):
         ImageTransform(TransformConfig(8))(Image.new("RGB", (0, 4)))
