@@ -29,7 +29,7 @@ from sparse_vlm import load_encoder
 from .assemble import DTYPES, Tower, check_place, join_parts, load_llm, save_llava
 from .clip_vision import count_patches, load_clip_vision
 from .hf import build_vision_model
-from .llava.directories import check_fingerprint, find_encoder
+from .llava.directories import check_fingerprint, find_encoder, is_encoder
 from .load import read_json
 from .swap import find_local
 from .templates import space_pictures
@@ -131,11 +131,14 @@ def find_tower(checkpoint: Path, values: Mapping[str, Any], given: Path | None =
 
     Raises:
         FileNotFoundError: if it is not on this machine.
-        ValueError: if an encoder has other weights than the checkpoint was trained with.
+        ValueError: if an encoder has other weights than the checkpoint was trained with, or what the user
+            names is none.
     """
     name = str(given or values["mm_vision_tower"])
     sha256 = values.get("mm_vision_tower_sha256")
     facts = SimpleNamespace(mm_vision_tower_sha256=sha256, _name_or_path=str(checkpoint))
+    if given is not None and sha256 is not None and not is_encoder(given):
+        raise ValueError(f"{checkpoint} was trained with an encoder directory, and {given} is none")
     encoder = find_encoder(name, facts)
     if encoder is not None:
         check_fingerprint(encoder, facts)
@@ -149,21 +152,21 @@ def find_tower(checkpoint: Path, values: Mapping[str, Any], given: Path | None =
     return found, False
 
 
-def build_tower(directory: Path, is_encoder: bool, values: Mapping[str, Any]) -> Tower:
+def build_tower(directory: Path, sparse: bool, values: Mapping[str, Any]) -> Tower:
     """The tower of a checkpoint, read as the llava package reads it.
 
     Args:
         directory: of the tower.
-        is_encoder: whether it is an encoder directory.
+        sparse: whether it is an encoder directory.
         values: the checkpoint's configuration.
 
     Raises:
         ValueError: for a layer that it does not have.
     """
     patches_only = values.get("mm_vision_select_feature", "patch") == "patch"
-    layer = int(values.get("mm_vision_select_layer", -1 if is_encoder else -2))
+    layer = int(values.get("mm_vision_select_layer", -1 if sparse else -2))
     model: Any
-    if is_encoder:
+    if sparse:
         encoder = load_encoder(directory)
         model = build_vision_model(encoder, pooling_head=False)
         tokens, depth = model.config.num_tokens, encoder.config.depth
@@ -298,8 +301,8 @@ def from_upstream(
     """
     check_place(out, checkpoint)
     values = read_checkpoint_config(checkpoint)
-    directory, is_encoder = find_tower(checkpoint, values, vision_tower)
-    tower = build_tower(directory, is_encoder, values)
+    directory, sparse = find_tower(checkpoint, values, vision_tower)
+    tower = build_tower(directory, sparse, values)
     # There may be a projector's file beside the whole weights, which hold it too: LLaVA reads those.
     whole, alone = bool(list_weights(checkpoint)), checkpoint / PROJECTOR_FILE
     if whole and llm_name is not None:
@@ -315,7 +318,7 @@ def from_upstream(
         language, projector, clip = split_weights(read_weights(checkpoint))
         llm, tokenizer = load_language(checkpoint, values, language, dtype)
     # LLaVA reads a CLIP from the folder that the configuration names, unless the tower was tuned, too.
-    if clip and not is_encoder and values.get("unfreeze_mm_vision_tower"):
+    if clip and not sparse and values.get("unfreeze_mm_vision_tower"):
         _fill(tower.model, clip, checkpoint, "tower")
     pads = values.get("image_aspect_ratio") == "pad"
     if CONVERSATIONS.get(template) is not None:

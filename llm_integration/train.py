@@ -402,7 +402,8 @@ def train(settings: TrainSettings) -> dict[str, float]:
     heldout = (
         HeldoutLoss(others, collator, settings.heldout.every, settings.batch, log, end) if others else None
     )
-    with patch.dict(os.environ, {"TENSORBOARD_LOGGING_DIR": str(settings.out / "tensorboard")}):
+    board = os.environ.get("TENSORBOARD_LOGGING_DIR", str(settings.out / "tensorboard"))
+    with patch.dict(os.environ, {"TENSORBOARD_LOGGING_DIR": board}):
         trainer = ChatTrainer(
             settings,
             model=wrapped,

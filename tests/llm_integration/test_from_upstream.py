@@ -283,6 +283,9 @@ def test_a_moved_tower_is_named_or_lies_beside(
     main([*words, "--vision-tower", str(encoder_dir)])
     shutil.copytree(encoder_dir, gone / "vision_tower")
     main(words)
+    with pytest.raises(SystemExit):  # what the user names is not passed over for what lies beside
+        main([*words, "--vision-tower", str(tmp_path)])
+    assert f"and {tmp_path} is none" in capsys.readouterr().err
     other = sparse_vlm.load_encoder(encoder_dir)
     nn.init.zeros_(other.stem.conv.weight)
     other.save(tmp_path / "other", {})

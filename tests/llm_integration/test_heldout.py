@@ -219,7 +219,10 @@ def test_processes_share_the_work_and_run_as_many_batches(
     assert float(total[0] / total[1]) == pytest.approx(_by_hand(settings.model, settings), rel=1e-5)
 
 
-def test_reports_hold_both_losses_and_change_nothing(build: Build, tmp_path: Path) -> None:
+def test_reports_hold_both_losses_and_change_nothing(
+    build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TENSORBOARD_LOGGING_DIR", raising=False)
     train(build("max_steps=2"))
     train(build("max_steps=4", "report_to=[tensorboard]"))
     train(build(f"out={tmp_path / 'whole'}"))
@@ -230,6 +233,10 @@ def test_reports_hold_both_losses_and_change_nothing(build: Build, tmp_path: Pat
         logged = {step: value for step, value in _log(tmp_path / "run", name) if step > 2}
         assert written == pytest.approx(logged)
     assert not (tmp_path / "whole" / "tensorboard").exists()
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "board"))
+    train(build(f"out={tmp_path / 'elsewhere'}", "report_to=[tensorboard]"))
+    assert list((tmp_path / "board").iterdir())
+    assert not (tmp_path / "elsewhere" / "tensorboard").exists()
     with pytest.raises(SettingsError, match=r"report_to: nowhere is nothing .* tensorboard"):
         train(build("report_to=[nowhere]", f"out={tmp_path / 'other'}"))
 
